@@ -1,0 +1,89 @@
+"""Opens connections: the one place that turns a URL into one, or into a readable error.
+
+Above: everything that talks to Postgres. Below: psycopg.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from realtime_db.errors import ConnectionFailed, UnsupportedVersion
+
+CONNECT_TIMEOUT_SECONDS = 10
+OLDEST_SERVER = 140000
+
+Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+
+
+def conninfo(database_url: str, **overrides: str) -> str:
+    """The connection string for a URL, with our defaults where it says nothing.
+
+    Raises:
+        ConnectionFailed: the URL cannot be read.
+    """
+    try:
+        given = conninfo_to_dict(database_url)
+    except psycopg.Error as error:
+        raise ConnectionFailed(
+            "the database URL cannot be read",
+            hint="It looks like postgresql://user:password@host:5432/database.",
+        ) from error
+    defaults = {"application_name": "realtime-db", "connect_timeout": str(CONNECT_TIMEOUT_SECONDS)}
+    return make_conninfo("", **{**defaults, **given, **overrides})
+
+
+def describe(database_url: str) -> str:
+    """Which database a URL means, without its password: `user@host:port/database`."""
+    known = conninfo_to_dict(conninfo(database_url))
+    user, host = known.get("user", "(default user)"), known.get("host", "(default host)")
+    return f"{user}@{host}:{known.get('port', 5432)}/{known.get('dbname', user)}"
+
+
+@asynccontextmanager
+async def connect(database_url: str, *, autocommit: bool = True) -> AsyncIterator[Connection]:
+    """A connection, closed at the end of the block.
+
+    Args:
+        database_url: URL or libpq connection string; empty means libpq's own defaults.
+        autocommit: false opens a transaction with the first statement.
+
+    Raises:
+        ConnectionFailed: not reachable, or login refused.
+        UnsupportedVersion: older than PostgreSQL 14.
+    """
+    try:
+        connection = await psycopg.AsyncConnection.connect(
+            conninfo(database_url), autocommit=autocommit
+        )
+    except psycopg.OperationalError as error:
+        raise connection_failed(database_url, error) from error
+    async with connection:
+        check_version(connection.info.server_version)
+        yield connection
+
+
+def check_version(server_version: int) -> None:
+    """Refuses a server (`server_version_num`) that lacks what we build on.
+
+    Raises:
+        UnsupportedVersion: older than PostgreSQL 14.
+    """
+    if server_version < OLDEST_SERVER:
+        raise UnsupportedVersion(
+            f"the server is PostgreSQL {server_version // 10000}; realtime-db needs 14 or newer",
+            hint="Upgrade the server, or use another database.",
+        )
+
+
+def connection_failed(database_url: str, error: Exception) -> ConnectionFailed:
+    """The readable form of a failed connection attempt; psycopg's text holds no password."""
+    cause = str(error).strip().splitlines()
+    return ConnectionFailed(
+        f"cannot connect to {describe(database_url)}: {cause[0] if cause else 'unknown cause'}",
+        hint="Check --database-url (or DATABASE_URL), and that the server accepts the login.",
+    )

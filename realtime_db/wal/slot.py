@@ -1,0 +1,249 @@
+"""Opens a connection to a walsender, and finds or makes its replication slot.
+
+`stream` calls this before it reads. What can go wrong here is mostly somebody's configuration, so
+each refusal is turned into an error that says which statement mends it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import Any, Final, NamedTuple
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from realtime_db.errors import (
+    ConnectionFailed,
+    MissingRight,
+    NotInstalled,
+    RealtimeDbError,
+    SlotError,
+    UnsupportedVersion,
+    WalLevelTooLow,
+)
+from realtime_db.wal.lsn import parse
+
+# The peer's death shows within a minute even if its machine vanished without a word. The kernel
+# asks, so that a server that is busy decoding a large transaction does not look dead.
+_CONNECTION_DEFAULTS: Final = {
+    "application_name": "realtime-db",
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+}
+
+# pgoutput prints values as the session is set, and a role or database may be set otherwise.
+# Slot creation waits for running transactions, so no timeout of the server may apply.
+_SESSION_SETTINGS: Final = sql.SQL(
+    "set datestyle = 'ISO'; set bytea_output = 'hex'; set statement_timeout = 0;"
+    " set lock_timeout = 0"
+)
+
+_DIRECT_CONNECTION: Final = (
+    "Replication needs a direct connection: not through PgBouncer or another pooler."
+)
+
+
+class Slot(NamedTuple):
+    """A replication slot.
+
+    Attributes:
+        name: as in `pg_replication_slots`.
+        start_lsn: every transaction that commits after it is sent.
+        snapshot: sees what committed before it; None if the slot existed already.
+    """
+
+    name: str
+    start_lsn: int
+    snapshot: str | None
+
+
+async def connect(database_url: str) -> psycopg.AsyncConnection[Any]:
+    """Opens a connection to a walsender that also answers SQL."""
+    try:
+        given = conninfo_to_dict(database_url)
+        conninfo = make_conninfo(
+            database_url,
+            **{name: value for name, value in _CONNECTION_DEFAULTS.items() if name not in given},
+            replication="database",
+            client_encoding="UTF8",
+        )
+    except psycopg.ProgrammingError as error:
+        raise ConnectionFailed(
+            f"the database URL cannot be read: {first_line(error)}",
+            hint="It looks like postgresql://user:password@host:5432/database",
+        ) from error
+    try:
+        connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
+    except psycopg.Error as error:
+        raise await _why_refused(database_url, error) from error
+    if connection.info.server_version < 140000:
+        await connection.close()
+        raise UnsupportedVersion(
+            f"the server is Postgres {connection.info.server_version // 10000}",
+            hint="realtime-db needs 14 or newer.",
+        )
+    try:
+        await connection.execute(_SESSION_SETTINGS)
+    except psycopg.Error as error:
+        await connection.close()
+        raise ConnectionFailed(first_line(error), hint=_DIRECT_CONNECTION) from error
+    return connection
+
+
+async def _why_refused(database_url: str, refusal: psycopg.Error) -> RealtimeDbError:
+    """Finds out why a replication connection was refused, through an ordinary one."""
+    message = first_line(refusal)
+    try:
+        async with await psycopg.AsyncConnection.connect(
+            database_url, autocommit=True, connect_timeout=10
+        ) as connection:
+            grant = await _missing_grant(connection)
+    except psycopg.Error:
+        return ConnectionFailed(
+            f"cannot connect to the database: {message}",
+            hint="Check host, port, user, password and database of the URL.",
+        )
+    if grant is not None:
+        return grant
+    if "max_wal_senders" in message:
+        return ConnectionFailed(
+            f"no replication connection is free: {message}",
+            hint="Raise it: alter system set max_wal_senders = 20; then restart Postgres.",
+        )
+    return ConnectionFailed(
+        f"the database refused a replication connection: {message}", hint=_DIRECT_CONNECTION
+    )
+
+
+async def _missing_grant(connection: psycopg.AsyncConnection[Any]) -> MissingRight | None:
+    """Names the statement that lets the connection's role replicate; None if it may already."""
+    # RDS keeps the attribute to itself and hands out a role instead.
+    cursor = await connection.execute(
+        """
+        select quote_ident(current_user), me.rolreplication or me.rolsuper, rds.oid is not null,
+               rds.oid is not null and pg_has_role(me.oid, rds.oid, 'member')
+        from pg_roles as me
+        left join pg_roles as rds on rds.rolname = 'rds_replication'
+        where me.rolname = current_user
+        """
+    )
+    row = await cursor.fetchone()
+    if row is None:
+        return None
+    role, may, has_rds, is_rds_member = row
+    if may or is_rds_member:
+        return None
+    grant = f"grant rds_replication to {role};" if has_rds else f"alter role {role} replication;"
+    return MissingRight(
+        f"role {role} may not read the WAL: it lacks REPLICATION",
+        hint=f"As an administrator: {grant}",
+    )
+
+
+async def check_publication(connection: psycopg.AsyncConnection[Any], publication: str) -> None:
+    """Makes sure that the publication exists: without it, streaming fails at the first change."""
+    # Literals are spliced in, because a walsender does not speak the extended query protocol.
+    cursor = await connection.execute(
+        sql.SQL(
+            "select (select count(*) from pg_catalog.pg_publication where pubname = {}),"
+            " pg_catalog.to_regclass('realtime.messages') is not null,"
+            " pg_catalog.current_database()"
+        ).format(publication)
+    )
+    publications, has_table, database = await cursor.fetchone() or (0, False, "")
+    if int(publications):
+        return
+    if has_table:
+        raise NotInstalled(
+            f"database {database} has no publication {publication}",
+            hint=f"Run: realtime-db migrate, or: create publication {publication}"
+            " for table realtime.messages"
+            " with (publish = 'insert', publish_via_partition_root = true);",
+        )
+    raise NotInstalled(
+        f"realtime-db is not installed in database {database}", hint="Run: realtime-db migrate"
+    )
+
+
+async def find_or_make_slot(
+    connection: psycopg.AsyncConnection[Any], name: str | None, *, failover: bool
+) -> Slot:
+    """Finds the slot, or makes it."""
+    if name is not None:
+        cursor = await connection.execute(
+            sql.SQL(
+                "select confirmed_flush_lsn::text, wal_status"
+                " from pg_catalog.pg_replication_slots where slot_name = {}"
+            ).format(name)
+        )
+        row = await cursor.fetchone()
+        if row is not None:
+            confirmed, wal_status = row
+            if wal_status == "lost":
+                raise SlotError(
+                    f"replication slot {name} is lost: the server removed WAL that it needed",
+                    hint=f"select pg_drop_replication_slot('{name}'); and start again. What was"
+                    " missed is in realtime.messages. See max_slot_wal_keep_size.",
+                )
+            return Slot(name, parse(confirmed or "0/0"), None)
+    # The form without parentheses is understood by all versions, but only the other knows failover.
+    options = "(SNAPSHOT 'export', FAILOVER true)" if failover and name else "EXPORT_SNAPSHOT"
+    made = name or f"realtime_tail_{os.getpid()}_{secrets.token_hex(4)}"
+    try:
+        cursor = await connection.execute(
+            sql.SQL("CREATE_REPLICATION_SLOT {} {} LOGICAL pgoutput {}").format(
+                sql.Identifier(made), sql.SQL("" if name else "TEMPORARY"), sql.SQL(options)
+            )
+        )
+        row = await cursor.fetchone()
+    except psycopg.Error as error:
+        raise await _why_no_slot(connection, made, error) from error
+    if row is None:
+        raise SlotError(f"the server made no replication slot {made}")
+    _name, consistent_point, snapshot, _plugin = row
+    return Slot(made, parse(consistent_point), snapshot)
+
+
+async def _why_no_slot(
+    connection: psycopg.AsyncConnection[Any], slot: str, error: psycopg.Error
+) -> RealtimeDbError:
+    message = first_line(error)
+    if connection.closed:
+        return connection_lost(message)
+    if error.sqlstate == "55000":
+        cursor = await connection.execute("show wal_level")
+        row = await cursor.fetchone()
+        # Only after the refusal: Postgres 19 says `replica` and decodes all the same.
+        if row is not None and row[0] != "logical":
+            return WalLevelTooLow(
+                f"logical decoding is off: wal_level is {row[0]}",
+                hint="alter system set wal_level = 'logical'; then restart Postgres."
+                " (RDS: rds.logical_replication = 1; Cloud SQL: cloudsql.logical_decoding = on.)",
+            )
+    if error.sqlstate == "42501":
+        grant = await _missing_grant(connection)
+        return grant or MissingRight(
+            f"replication slot {slot} cannot be made: {message}",
+            hint="The role needs REPLICATION.",
+        )
+    hint = None
+    if error.sqlstate == "53400":
+        hint = "Raise it: alter system set max_replication_slots = 20; then restart Postgres."
+    return SlotError(f"replication slot {slot} cannot be made: {message}", hint=hint)
+
+
+def connection_lost(message: str) -> ConnectionFailed:
+    return ConnectionFailed(
+        f"the connection to the database ended: {' '.join(message.split())}",
+        hint="Is the server still running? Its log says why it closed the connection.",
+    )
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

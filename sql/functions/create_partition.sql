@@ -1,0 +1,53 @@
+-- Makes the partition of realtime.messages for a UTC day, if it is missing.
+--
+-- returns   whether it was missing
+-- effects   `like` and `attach` instead of `create … partition of`: they do not wait for
+--           readers of the parent and senders do not wait for them
+create or replace function realtime.create_partition(day date)
+returns boolean
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, YMD'
+as $$
+declare
+    table_name text := 'messages_' || to_char(day, 'YYYY_MM_DD');
+    owner_name name;
+begin
+    if exists (
+        select from realtime.partitions() as p
+        where p.partition_name = table_name and p.attached
+    ) then
+        return false;
+    end if;
+    select r.rolname into owner_name
+    from pg_class as c inner join pg_roles as r on c.relowner = r.oid
+    where c.oid = 'realtime.messages'::regclass;
+
+    if to_regclass('realtime.' || table_name) is null then
+        execute format(
+            'create table realtime.%I (like realtime.messages including all)',
+            table_name
+        );
+        execute format('alter table realtime.%I owner to %I', table_name, owner_name);
+        -- Nobody reads a partition by its own name: the policies are on the parent.
+        execute format('alter table realtime.%I enable row level security', table_name);
+        -- With it, attach has no rows to look at and no lock to hold meanwhile.
+        execute format(
+            'alter table realtime.%I add constraint day '
+            'check (inserted_at is not null and inserted_at >= %L and inserted_at < %L)',
+            table_name, day, day + 1
+        );
+    end if;
+    execute format(
+        'alter table realtime.messages attach partition realtime.%I '
+        'for values from (%L) to (%L)',
+        table_name, day, day + 1
+    );
+    execute format('alter table realtime.%I drop constraint if exists day', table_name);
+    return true;
+end;
+$$;
+
+comment on function realtime.create_partition(date) is
+'Makes the partition of realtime.messages for a UTC day; returns whether it was missing.';

@@ -1,0 +1,11 @@
+-- The release of realtime-db whose functions are installed.
+create or replace function realtime.version()
+returns text
+language sql
+immutable
+as $$
+    select '0.1.0'
+$$;
+
+comment on function realtime.version() is
+'The release of realtime-db whose functions are installed.';

@@ -1,0 +1,13 @@
+-- What the WAL reader follows: inserts only, as if into one table, so that the reader
+-- sees one relation and never the name of a partition.
+do $$
+begin
+    if not exists (select from pg_publication where pubname = 'realtime_messages') then
+        create publication realtime_messages for table realtime.messages
+        with (publish = 'insert', publish_via_partition_root = true);
+    end if;
+end;
+$$;
+
+comment on publication realtime_messages is
+'Inserts into realtime.messages, for the readers of realtime-db.';
