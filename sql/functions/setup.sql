@@ -18,6 +18,7 @@ as $setup$
 begin
     -- include: schema/settings.sql
     -- include: schema/messages.sql
+    -- include: schema/send_errors.sql
     -- include: schema/publication.sql
     -- include: access/roles.sql
     -- include: access/grants.sql

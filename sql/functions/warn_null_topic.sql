@@ -15,8 +15,8 @@ declare
     callers text[];
     trigger_names text;
 begin
-    select array_agg(found[1]) into callers
-    from regexp_matches(context, 'PL/pgSQL function (\S+)\(\)', 'g') as found;
+    select array_agg(m.match[1]) into callers
+    from regexp_matches(context, 'PL/pgSQL function (\S+)\(\)', 'g') as m (match);
     select string_agg(quote_ident(t.tgname), ', ' order by t.tgname) into trigger_names
     from pg_trigger as t
     inner join pg_proc as p on t.tgfoid = p.oid
