@@ -91,3 +91,23 @@ exception when others then
     raise exception 'Failed to process the row: %', sqlerrm;
 end;
 $$;
+
+-- The documented trigger function; `topic` is built from whichever row there is.
+create function peer.broadcast_row()
+returns trigger
+language plpgsql
+security definer
+as $$
+begin
+    perform peer.broadcast_changes(
+        'todo:' || coalesce(new.id, old.id)::text,
+        tg_op,
+        tg_op,
+        tg_table_name,
+        tg_table_schema,
+        new,
+        old
+    );
+    return null;
+end;
+$$;

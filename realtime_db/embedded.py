@@ -119,7 +119,8 @@ class EmbeddedPostgres:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**_without_libpq(os.environ), **self.environment},
+            env={name: value for name, value in os.environ.items() if name[:2] != "PG"}
+            | self.environment,
         )
         out, err = await process.communicate(stdin.encode())
         if process.returncode:
@@ -289,17 +290,11 @@ class _Keeper:
         self.account = account
         self.log_file = folder / "log"
         orders = [str(folder), account and account.uid, account and account.gid]
+        # From its source, isolated: it neither needs nor sees the packages around us.
+        program = ["-I", "-S", "-c", f"{inspect.getsource(_keep)}\n_keep()", json.dumps(orders)]
         with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
-                # From its source, isolated: it neither needs nor sees the packages around us.
-                [
-                    sys.executable,
-                    "-I",
-                    "-S",
-                    "-c",
-                    f"{inspect.getsource(_keep)}\n_keep()",
-                    json.dumps(orders),
-                ],
+                [sys.executable, *program],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -308,13 +303,15 @@ class _Keeper:
                 env=_bare_environment(),
                 start_new_session=True,
             )
+        assert self._process.stdin
+        assert self._process.stdout
+        self._orders, self._answers = self._process.stdin, self._process.stdout
 
     @property
     def running(self) -> bool:
         """Whether the program that was begun last still runs."""
         # All that the keeper ever says unasked is that the program ended.
-        assert self._process.stdout
-        return not select.select([self._process.stdout], [], [], 0)[0]
+        return not select.select([self._answers], [], [], 0)[0]
 
     async def begin(self, command: list[str]) -> int:
         """Run a program, as the account; one at a time. Returns its pid."""
@@ -329,13 +326,11 @@ class _Keeper:
         return await self._answer()
 
     def _order(self, command: list[str] | None) -> None:
-        assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):  # then the answer is an end of file
-            self._process.stdin.write(json.dumps(command).encode() + b"\n")
+            self._orders.write(json.dumps(command).encode() + b"\n")
 
     async def _answer(self) -> int:
-        assert self._process.stdout
-        line: bytes = await asyncio.to_thread(self._process.stdout.readline)
+        line: bytes = await asyncio.to_thread(self._answers.readline)
         if not line.endswith(b"\n"):
             raise _failure("The process that keeps Postgres has ended", self.log_file)
         return int(line)
@@ -346,12 +341,10 @@ class _Keeper:
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
-        assert self._process.stdin
-        assert self._process.stdout
         self._order(None)  # closing is not enough if a fork of us holds the pipe too
-        self._process.stdin.close()
+        self._orders.close()
         self._process.wait()
-        self._process.stdout.close()
+        self._answers.close()
 
 
 def _keep() -> None:
@@ -536,16 +529,17 @@ def _runnable_tree(tree: Path, folder: Path, account: _Account | None) -> Path:
 
 def _private_folder(account: _Account | None) -> Path:
     """Make a folder with a path short enough for a socket, that the account may enter."""
+    complaint: str | None = None
     for base in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108
-        path_bytes = len(os.fsencode(f"{base}/realtime-db-12345678/s/.s.PGSQL.65535"))
-        enters = account is None or account.may("/bin/sh", "-c", 'cd "$0"', base) is None
-        if path_bytes <= _SOCKET_PATH_BYTES and enters:
+        if len(os.fsencode(f"{base}/realtime-db-12345678/s/.s.PGSQL.65535")) > _SOCKET_PATH_BYTES:
+            complaint = "path too long for a socket"
+        elif account is None or not (complaint := account.may("/bin/sh", "-c", 'cd "$0"', base)):
             folder = Path(tempfile.mkdtemp(prefix="realtime-db-", dir=base))
             if account:  # it enters, but we own: what root runs from here, only root may change
                 folder.chmod(0o711)
             return folder
     raise EmbeddedPostgresError(
-        "There is no folder for temporary files that Postgres can use.",
+        f"There is no folder for temporary files that Postgres can use: {complaint}.",
         hint="Set TMPDIR to a folder with a short path that every user may enter.",
     )
 
@@ -627,10 +621,6 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _without_libpq(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if not name.startswith("PG")}
 
 
 def _bare_environment() -> dict[str, str]:

@@ -15,8 +15,10 @@ import base64
 import json
 import os
 import re
+import stat
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import aclosing
 from typing import Any, BinaryIO, Final
 
 import psycopg
@@ -25,6 +27,7 @@ from rich.console import Console
 from rich.highlighter import JSONHighlighter
 from rich.text import Text
 
+from realtime_db.database import Connection, connect
 from realtime_db.errors import ConnectionFailed, MissingRight
 from realtime_db.wal.lsn import format_lsn
 from realtime_db.wal.pgoutput import Message
@@ -46,7 +49,7 @@ _STORED: Final = sql.SQL(
     where extension = 'broadcast' and event is not null and private is not null
         and (payload is not null or binary_payload is not null)
         and (%(all)s or topic = any(%(exact)s) or topic like any(%(patterns)s))
-    order by inserted_at, transaction_id, position
+    order by transaction_id, position
     """
 )
 
@@ -73,13 +76,15 @@ def run(
     """
     try:
         asyncio.run(
-            follow(
-                database_url,
-                topics,
-                json_lines=json_lines,
-                from_start=from_start,
-                count=count,
-                publication=publication,
+            _while_somebody_reads(
+                follow(
+                    database_url,
+                    topics,
+                    json_lines=json_lines,
+                    from_start=from_start,
+                    count=count,
+                    publication=publication,
+                )
             )
         )
     except KeyboardInterrupt:
@@ -140,12 +145,13 @@ async def follow(
         async with open_stream(database_url, publication=publication) as stream:
             notice.cancel()
             if from_start:
-                async for rows in _stored(database_url, stream, topics):
-                    shown = rows[:left]
-                    left -= len(shown)
-                    await _write(target, render(shown))
-                    if not left:
-                        return
+                async with aclosing(_stored(database_url, stream, topics)) as stored:
+                    async for rows in stored:
+                        shown = rows[:left]
+                        left -= len(shown)
+                        await _write(target, render(shown))
+                        if not left:
+                            return
             await stream.start()
             _say(f"following realtime.messages from LSN {format_lsn(stream.start_lsn)}")
             async for batch in stream:
@@ -158,6 +164,40 @@ async def follow(
                     return
     finally:
         notice.cancel()
+
+
+async def _while_somebody_reads(work: Coroutine[Any, Any, None]) -> None:
+    """Runs `work`, and raises BrokenPipeError when the other end of stdout's pipe is closed.
+
+    Without it, `realtime-db tail | head -1` would go on until the next message.
+    """
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work)
+    try:
+        fileno = sys.stdout.fileno()
+        is_pipe = stat.S_ISFIFO(os.fstat(fileno).st_mode)
+    except (OSError, ValueError):
+        is_pipe = False
+    left = False
+
+    def reader_left() -> None:
+        nonlocal left
+        left = True
+        loop.remove_reader(fileno)
+        task.cancel()
+
+    if is_pipe:
+        # Nothing ever arrives at this end of a pipe, so all that can wake it is the end.
+        loop.add_reader(fileno, reader_left)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if left:
+            raise BrokenPipeError from None
+        raise
+    finally:
+        if is_pipe:
+            loop.remove_reader(fileno)
 
 
 def _say(line: str) -> None:
@@ -193,14 +233,12 @@ def _like(topic: str) -> str:
 
 async def _stored(
     database_url: str, stream: Stream, topics: Sequence[str]
-) -> AsyncIterator[list[Message]]:
-    """What the table holds at the moment where the stream begins, oldest first."""
+) -> AsyncGenerator[list[Message], None]:
+    """What the table holds at the moment where the stream begins, oldest transaction first."""
     snapshot = stream.snapshot
     assert snapshot is not None, "a temporary slot always exports one, until the stream starts"
     try:
-        async with await psycopg.AsyncConnection.connect(
-            database_url, client_encoding="UTF8", application_name="realtime-db"
-        ) as connection:
+        async with connect(database_url, autocommit=False) as connection:
             await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
             await connection.set_read_only(True)
             await connection.execute(sql.SQL("set transaction snapshot {}").format(snapshot))
@@ -223,7 +261,7 @@ async def _stored(
         raise ConnectionFailed(f"the stored messages cannot be read: {message}") from error
 
 
-async def _check_rights(connection: psycopg.AsyncConnection[Any]) -> None:
+async def _check_rights(connection: Connection) -> None:
     """Refuses rather than showing nothing: row level security hides rows without a word."""
     cursor = await connection.execute(
         """

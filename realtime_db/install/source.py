@@ -1,7 +1,9 @@
 """The living `sql/` tree as one script; below it `releases`, which freezes that script.
 
 No I/O but reading files. `functions/` is code, one file per function; `schema/` and
-`access/` are state, run by `realtime.setup()`, into whose body they are included.
+`access/` are state, run by `realtime.setup()`, into whose body they are included. So are the
+functions on which a table depends: as members of the extension, they would keep it from being
+dropped without its table.
 """
 
 from __future__ import annotations
@@ -15,11 +17,17 @@ _INCLUDE = re.compile(r"^( *)-- include: (\S+)\n", re.MULTILINE)
 
 
 def functions(root: Path | None = None) -> dict[str, str]:
-    """Each function's statements by its name, includes resolved, in the order to run them."""
+    """Each function's statements by its name, includes resolved, in the order to run them.
+
+    A function that another one includes is not among them.
+    """
     root = root or resources.sql()
+    texts = {path: path.read_text() for path in sorted((root / "functions").glob("*.sql"))}
+    included = {root / name for text in texts.values() for _, name in _INCLUDE.findall(text)}
     return {
-        path.stem: _resolve_includes(path.read_text(), root)
-        for path in sorted((root / "functions").glob("*.sql"))
+        path.stem: _resolve_includes(text, root)
+        for path, text in texts.items()
+        if path not in included
     }
 
 

@@ -8,28 +8,32 @@ from __future__ import annotations
 
 import os
 import secrets
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 
+from realtime_db.database import (
+    Connection,
+    check_version,
+    connection_failed,
+    conninfo,
+)
+from realtime_db.database import connect as connect_ordinary
 from realtime_db.errors import (
     ConnectionFailed,
     MissingRight,
     NotInstalled,
     RealtimeDbError,
     SlotError,
-    UnsupportedVersion,
     WalLevelTooLow,
 )
 from realtime_db.wal.lsn import parse
 
 # The peer's death shows within a minute even if its machine vanished without a word. The kernel
 # asks, so that a server that is busy decoding a large transaction does not look dead.
-_CONNECTION_DEFAULTS: Final = {
-    "application_name": "realtime-db",
-    "connect_timeout": "10",
+_KEEPALIVES: Final = {
     "keepalives_idle": "30",
     "keepalives_interval": "10",
     "keepalives_count": "3",
@@ -62,36 +66,26 @@ class Slot(NamedTuple):
     snapshot: str | None
 
 
-async def connect(database_url: str) -> psycopg.AsyncConnection[Any]:
+async def connect(database_url: str) -> Connection:
     """Opens a connection to a walsender that also answers SQL."""
+    given = conninfo_to_dict(conninfo(database_url))
+    defaults = {name: value for name, value in _KEEPALIVES.items() if name not in given}
     try:
-        given = conninfo_to_dict(database_url)
-        conninfo = make_conninfo(
-            database_url,
-            **{name: value for name, value in _CONNECTION_DEFAULTS.items() if name not in given},
-            replication="database",
-            client_encoding="UTF8",
+        connection = await psycopg.AsyncConnection.connect(
+            conninfo(database_url, **defaults, replication="database", client_encoding="UTF8"),
+            autocommit=True,
         )
-    except psycopg.ProgrammingError as error:
-        raise ConnectionFailed(
-            f"the database URL cannot be read: {first_line(error)}",
-            hint="It looks like postgresql://user:password@host:5432/database",
-        ) from error
-    try:
-        connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
     except psycopg.Error as error:
         raise await _why_refused(database_url, error) from error
-    if connection.info.server_version < 140000:
-        await connection.close()
-        raise UnsupportedVersion(
-            f"the server is Postgres {connection.info.server_version // 10000}",
-            hint="realtime-db needs 14 or newer.",
-        )
     try:
+        check_version(connection.info.server_version)
         await connection.execute(_SESSION_SETTINGS)
     except psycopg.Error as error:
         await connection.close()
         raise ConnectionFailed(first_line(error), hint=_DIRECT_CONNECTION) from error
+    except BaseException:
+        await connection.close()
+        raise
     return connection
 
 
@@ -99,15 +93,12 @@ async def _why_refused(database_url: str, refusal: psycopg.Error) -> RealtimeDbE
     """Finds out why a replication connection was refused, through an ordinary one."""
     message = first_line(refusal)
     try:
-        async with await psycopg.AsyncConnection.connect(
-            database_url, autocommit=True, connect_timeout=10
-        ) as connection:
+        async with connect_ordinary(database_url) as connection:
             grant = await _missing_grant(connection)
+    except ConnectionFailed as failed:
+        return failed
     except psycopg.Error:
-        return ConnectionFailed(
-            f"cannot connect to the database: {message}",
-            hint="Check host, port, user, password and database of the URL.",
-        )
+        return connection_failed(database_url, refusal)
     if grant is not None:
         return grant
     if "max_wal_senders" in message:
@@ -120,7 +111,7 @@ async def _why_refused(database_url: str, refusal: psycopg.Error) -> RealtimeDbE
     )
 
 
-async def _missing_grant(connection: psycopg.AsyncConnection[Any]) -> MissingRight | None:
+async def _missing_grant(connection: Connection) -> MissingRight | None:
     """Names the statement that lets the connection's role replicate; None if it may already."""
     # RDS keeps the attribute to itself and hands out a role instead.
     cursor = await connection.execute(
@@ -145,20 +136,23 @@ async def _missing_grant(connection: psycopg.AsyncConnection[Any]) -> MissingRig
     )
 
 
-async def check_publication(connection: psycopg.AsyncConnection[Any], publication: str) -> None:
+async def check_publication(connection: Connection, publication: str) -> None:
     """Makes sure that the publication exists: without it, streaming fails at the first change."""
     # Literals are spliced in, because a walsender does not speak the extended query protocol.
     cursor = await connection.execute(
         sql.SQL(
             "select (select count(*) from pg_catalog.pg_publication where pubname = {}),"
-            " pg_catalog.to_regclass('realtime.messages') is not null,"
+            # The catalogs, because a cast to regclass needs rights on the schema.
+            " (select count(*) from pg_catalog.pg_class as c"
+            " join pg_catalog.pg_namespace as n on n.oid = c.relnamespace"
+            " where (n.nspname, c.relname) = ('realtime', 'messages')),"
             " pg_catalog.current_database()"
         ).format(publication)
     )
-    publications, has_table, database = await cursor.fetchone() or (0, False, "")
+    publications, tables, database = await cursor.fetchone() or (0, 0, "")
     if int(publications):
         return
-    if has_table:
+    if int(tables):
         raise NotInstalled(
             f"database {database} has no publication {publication}",
             hint=f"Run: realtime-db migrate, or: create publication {publication}"
@@ -170,9 +164,7 @@ async def check_publication(connection: psycopg.AsyncConnection[Any], publicatio
     )
 
 
-async def find_or_make_slot(
-    connection: psycopg.AsyncConnection[Any], name: str | None, *, failover: bool
-) -> Slot:
+async def find_or_make_slot(connection: Connection, name: str | None, *, failover: bool) -> Slot:
     """Finds the slot, or makes it."""
     if name is not None:
         cursor = await connection.execute(
@@ -209,9 +201,7 @@ async def find_or_make_slot(
     return Slot(made, parse(consistent_point), snapshot)
 
 
-async def _why_no_slot(
-    connection: psycopg.AsyncConnection[Any], slot: str, error: psycopg.Error
-) -> RealtimeDbError:
+async def _why_no_slot(connection: Connection, slot: str, error: psycopg.Error) -> RealtimeDbError:
     message = first_line(error)
     if connection.closed:
         return connection_lost(message)

@@ -23,11 +23,12 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import psycopg
 from psycopg import pq, sql
 
+from realtime_db.database import Connection
 from realtime_db.errors import ConnectionFailed, DecodeError, RealtimeDbError, SlotError
 from realtime_db.wal.pgoutput import Begin, Commit, Decoder, LogicalMessage, Message
 from realtime_db.wal.session import KEEPALIVE, XLOG_DATA, XLOG_DATA_HEADER_BYTES, Session
@@ -137,7 +138,7 @@ class Stream:
 
     def __init__(
         self,
-        connection: psycopg.AsyncConnection[Any],
+        connection: Connection,
         *,
         publication: str,
         slot: Slot,
@@ -449,9 +450,7 @@ class Stream:
                 pgconn.consume_input()
 
 
-def _server_error(
-    connection: psycopg.AsyncConnection[Any], result: pq.abc.PGresult | None
-) -> psycopg.Error:
+def _server_error(connection: Connection, result: pq.abc.PGresult | None) -> psycopg.Error:
     if result is None:
         return psycopg.OperationalError("the server sent no answer")
     return psycopg.errors.error_from_result(result, encoding=connection.info.encoding)

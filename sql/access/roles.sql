@@ -7,7 +7,9 @@ begin
     foreach role_name in array array['anon', 'authenticated', 'service_role'] loop
         if not exists (select from pg_roles where rolname = role_name) then
             if not (
-                select rolsuper or rolcreaterole from pg_roles where rolname = current_user
+                select r.rolsuper or r.rolcreaterole
+                from pg_roles as r
+                where r.rolname = current_user
             ) then
                 raise warning 'role % is missing and % may not create roles; skipped',
                     role_name, current_user

@@ -25,14 +25,17 @@ declare
     context text;
 begin
     if level operator(pg_catalog.=) 'STATEMENT' then
-        raise exception 'Failed to process the row: function can only be triggered for each row, not for each statement'
+        raise exception '%',
+            'Failed to process the row: function can only be triggered for each row, '
+            'not for each statement'
         using hint = 'Declare the trigger `for each row`, or let '
             '`realtime-db trigger add` make a statement-level one.';
     end if;
     if operation operator(pg_catalog.=) any (array['INSERT', 'UPDATE', 'DELETE']) then
         null;
     else
-        raise exception 'Failed to process the row: Unexpected operation type: %', operation
+        raise exception 'Failed to process the row: Unexpected operation type: %',
+            operation
         using hint = 'Pass TG_OP: INSERT, UPDATE or DELETE.';
     end if;
     if topic_name is null and operation operator(pg_catalog.=) 'DELETE' then
@@ -47,11 +50,13 @@ begin
             'operation', operation,
             'record',
             case
-                when operation operator(pg_catalog.<>) 'DELETE' then pg_catalog.to_jsonb(new)
+                when operation operator(pg_catalog.<>) 'DELETE'
+                    then pg_catalog.to_jsonb(new)
             end,
             'old_record',
             case
-                when operation operator(pg_catalog.<>) 'INSERT' then pg_catalog.to_jsonb(old)
+                when operation operator(pg_catalog.<>) 'INSERT'
+                    then pg_catalog.to_jsonb(old)
             end
         ),
         event_name,

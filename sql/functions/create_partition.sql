@@ -1,8 +1,11 @@
--- Makes the partition of realtime.messages for a UTC day, if it is missing.
+-- Makes the partition of realtime.messages for a UTC day, if it is missing. A table of
+-- its name that was detached, or nearly so, is attached again.
 --
 -- returns   whether it was missing
--- effects   `like` and `attach` instead of `create … partition of`: they do not wait for
---           readers of the parent and senders do not wait for them
+-- effects   `like` and `attach` instead of `create … partition of`: they do not wait
+--           for readers of the parent, and senders do not wait for them
+-- errors    42501 not the owner of realtime.messages · 42P17 a partition that somebody
+--           else made holds a part of that day · 42809 a table of that name is in the way
 create or replace function realtime.create_partition(day date)
 returns boolean
 language plpgsql
@@ -13,6 +16,7 @@ as $$
 declare
     table_name text := 'messages_' || to_char(day, 'YYYY_MM_DD');
     owner_name name;
+    found record;
 begin
     if exists (
         select from realtime.partitions() as p
@@ -38,6 +42,19 @@ begin
             'check (inserted_at is not null and inserted_at >= %L and inserted_at < %L)',
             table_name, day, day + 1
         );
+    else
+        select p.detaching, p.leaving into found
+        from realtime.partitions() as p
+        where p.partition_name = table_name;
+        if found.detaching then
+            execute format(
+                'alter table realtime.messages detach partition realtime.%I finalize',
+                table_name
+            );
+        end if;
+        if found.leaving then
+            execute format('comment on table realtime.%I is null', table_name);
+        end if;
     end if;
     execute format(
         'alter table realtime.messages attach partition realtime.%I '
@@ -51,3 +68,5 @@ $$;
 
 comment on function realtime.create_partition(date) is
 'Makes the partition of realtime.messages for a UTC day; returns whether it was missing.';
+
+revoke execute on function realtime.create_partition(date) from public;

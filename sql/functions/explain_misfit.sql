@@ -2,8 +2,8 @@
 -- calls it for every message that is not small.
 --
 -- returns   true, if it fits after all
--- errors    RT001 payload too large · RT002 topic missing · RT005 topic or event too long
---           · RT006 two payloads
+-- errors    RT001 payload too large · RT002 topic missing · RT005 topic or event too
+--           long · RT006 two payloads
 create or replace function realtime.explain_misfit(
     topic text,
     event text,
@@ -22,7 +22,7 @@ declare
     max_bytes integer;
 begin
     if payload is not null and binary_payload is not null then
-        raise exception 'the message for topic % has both a payload and a binary_payload',
+        raise exception 'the message for topic % has a payload and a binary_payload',
             topic
         using errcode = 'RT006', hint = 'Set one of the two.';
     end if;

@@ -2,8 +2,8 @@
 -- The send functions call it only when something looks wrong.
 --
 -- payload_missing   whether the payload is null; payloads themselves are not passed on
--- errors            RT002 topic missing · RT003 no partition for today · RT004 payload or
---                   event missing · 42501 no policy lets the caller insert
+-- errors            RT002 topic missing · RT003 no partition for today · RT004 payload
+--                   or event missing · 42501 no policy lets the caller insert
 create or replace function realtime.explain_refusal(
     topic text,
     event text,
@@ -31,9 +31,11 @@ begin
             'Subscribers would never get it. The JSON value null is ''null''::jsonb.';
     end if;
     if to_regclass('realtime.messages_' || today) is null then
-        raise exception 'realtime.messages has no partition for today, messages_%', today
+        raise exception 'realtime.messages has no partition for today, messages_%',
+            today
         using errcode = 'RT003', hint =
-            'Run `realtime-db maintain`, or: select realtime.maintain(); and schedule it.';
+            'Run `realtime-db maintain`, or: select realtime.maintain(); and schedule '
+            'it.';
     end if;
     -- Row level security applies to the caller. If no policy can let the row in, say so
     -- with the mend; a policy that is there and refuses speaks for itself.

@@ -20,7 +20,10 @@ begin
     -- 8 kB of binary JSON are less than the smallest limit, 64 kB, in text.
     if pg_catalog.octet_length(topic) operator(pg_catalog.>) 0
         and pg_catalog.octet_length(topic) operator(pg_catalog.<=) 246
-        and (event is null or pg_catalog.octet_length(event) operator(pg_catalog.<=) 255)
+        and (
+            event is null
+            or pg_catalog.octet_length(event) operator(pg_catalog.<=) 255
+        )
         and (
             payload is null
             or (

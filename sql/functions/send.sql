@@ -9,9 +9,9 @@
 -- effects   sets realtime.topic to the topic until the end of the transaction, for
 --           policies; no subtransaction, unless realtime.on_send_error is 'warn': then
 --           an error becomes a warning, null is returned and the transaction goes on
--- errors    RT001 payload too large · RT002 topic missing · RT003 no partition for today
---           · RT004 payload or event missing · RT005 topic or event too long
---           · 42501 no policy lets the caller insert
+-- errors    RT001 payload too large · RT002 topic missing · RT003 no partition for
+--           today · RT004 payload or event missing · RT005 topic or event too long ·
+--           42501 no policy lets the caller insert
 create or replace function realtime.send(
     payload jsonb,
     event text,

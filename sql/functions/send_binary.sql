@@ -1,4 +1,4 @@
--- Stores one broadcast of bytes; subscribers get it when the caller's transaction commits.
+-- Stores one broadcast of bytes; subscribers get it when the transaction commits.
 --
 -- payload   any bytes, also none; at most realtime.settings.max_payload_bytes
 -- event     the name that clients listen for
@@ -59,4 +59,4 @@ end;
 $$;
 
 comment on function realtime.send_binary(bytea, text, text, boolean) is
-'Stores one broadcast of bytes, sent to subscribers at commit; returns the message''s id.';
+'Stores one broadcast of bytes, sent at commit; returns the message''s id.';

@@ -6,8 +6,8 @@
 -- topics     one for each payload, or a single one for all
 -- private    as in realtime.send, for all of them
 -- returns    how many were stored
--- effects    as realtime.send; with realtime.on_send_error = 'warn' an error loses all of
---            this call's messages and 0 is returned
+-- effects    as realtime.send; with realtime.on_send_error = 'warn' an error loses all
+--            of this call's messages and 0 is returned
 -- errors     as realtime.send · 2202E the arrays are of different lengths
 create or replace function realtime.send_many(
     payloads jsonb[],
@@ -36,10 +36,12 @@ begin
         end;
     end if;
 
-    if pg_catalog.cardinality(events) operator(pg_catalog.=) 1 and wanted is not null then
+    if wanted is not null and pg_catalog.cardinality(events) operator(pg_catalog.=) 1
+    then
         events := pg_catalog.array_fill(events[1], array[wanted]);
     end if;
-    if pg_catalog.cardinality(topics) operator(pg_catalog.=) 1 and wanted is not null then
+    if wanted is not null and pg_catalog.cardinality(topics) operator(pg_catalog.=) 1
+    then
         topics := pg_catalog.array_fill(topics[1], array[wanted]);
     end if;
     if wanted is null
@@ -53,7 +55,9 @@ begin
     -- Explains the first message that cannot be sent; none of them is null otherwise.
     perform realtime.explain_refusal(m.topic, m.event, m.payload is null)
     from rows from (
-        pg_catalog.unnest(payloads), pg_catalog.unnest(events), pg_catalog.unnest(topics)
+        pg_catalog.unnest(payloads),
+        pg_catalog.unnest(events),
+        pg_catalog.unnest(topics)
     ) with ordinality as m (payload, event, topic, number)
     where m.topic is null or m.event is null or m.payload is null
         or m.number operator(pg_catalog.=) 1;
@@ -80,7 +84,9 @@ begin
             u.event,
             u.topic
         from rows from (
-            pg_catalog.unnest(payloads), pg_catalog.unnest(events), pg_catalog.unnest(topics)
+            pg_catalog.unnest(payloads),
+            pg_catalog.unnest(events),
+            pg_catalog.unnest(topics)
         ) as u (payload, event, topic)
         offset 0 -- or each use of the id would be an id of its own
     ) as m;

@@ -1,7 +1,7 @@
 -- Makes what holds data or belongs to the whole database: the settings, the messages
--- table with its partitions, the publication, the roles and their rights. Call it after
--- `create extension` and after `alter extension … update`; `realtime-db migrate` calls it
--- too. Calling it again does no harm.
+-- table with its partitions, the publication, the roles and their rights. Call it
+-- after `create extension` and after `alter extension … update`; `realtime-db migrate`
+-- calls it too. Calling it again does no harm.
 --
 -- These objects are not members of the extension: partitions made later under a member
 -- table would make a dump that cannot be restored, and `drop extension` would drop the

@@ -10,4 +10,4 @@ as $$
 $$;
 
 comment on function realtime.topic() is
-'The topic being read or written, for policies on realtime.messages; null if there is none.';
+'The topic being read or written, for policies; null if there is none.';

@@ -10,7 +10,8 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    raise warning 'WarnSendingBroadcastMessage: %', message using errcode = sqlstate_code;
+    raise warning 'WarnSendingBroadcastMessage: %', message
+    using errcode = sqlstate_code;
     -- Missing between `alter extension … update` and `select realtime.setup()`.
     if to_regclass('realtime.send_errors') is not null then
         insert into realtime.send_errors (error_code, message)

@@ -1,5 +1,5 @@
--- What realtime.on_send_error = 'warn' swallowed. Rows are only added, so that no writer
--- waits for another; maintenance deletes those older than the messages.
+-- What realtime.on_send_error = 'warn' swallowed. Rows are only added, so that no
+-- writer waits for another; maintenance deletes those older than the messages.
 create table if not exists realtime.send_errors (
     happened_at timestamptz not null default clock_timestamp(),
     error_code text not null,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -25,13 +24,13 @@ CREATE TRIGGER broadcast_todo_changes
 AFTER INSERT OR UPDATE OR DELETE ON public.todos
 FOR EACH ROW
 EXECUTE FUNCTION todo_changes();
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture
-def todos(connection: Connection) -> Iterator[Connection]:
+def todos(connection: Connection) -> Connection:
     connection.execute(DOCUMENTED.encode())
-    yield connection
+    return connection
 
 
 def sent(connection: Connection) -> list[tuple[Any, ...]]:
@@ -193,7 +192,9 @@ def test_a_writer_of_the_table_needs_no_right_to_send(todos: Connection) -> None
 
 def test_numbers_beyond_the_reach_of_a_float_keep_every_digit(connection: Connection) -> None:
     connection.execute(DOCUMENTED.replace("title text", "title numeric").encode())
-    connection.execute("insert into todos values (9007199254740993, 1234567890.12345678901234567890)")
+    connection.execute(
+        "insert into todos values (9007199254740993, 1234567890.12345678901234567890)"
+    )
 
     row = connection.execute(
         "select payload #>> '{record,id}', payload #>> '{record,title}' from realtime.messages"

@@ -137,7 +137,9 @@ def test_a_payload_at_the_limit_is_sent(connection: Connection) -> None:
 
     connection.execute(SEND, [Jsonb("x" * 65534), "event", "topic", True])
 
-    assert connection.execute("select octet_length(payload::text) from realtime.messages").fetchone() == (65536,)
+    assert connection.execute(
+        "select octet_length(payload::text) from realtime.messages"
+    ).fetchone() == (65536,)
 
 
 def test_an_insert_without_send_is_checked_too(connection: Connection) -> None:
@@ -160,10 +162,10 @@ def test_an_insert_without_send_is_checked_too(connection: Connection) -> None:
 def test_without_a_partition_for_today_the_error_names_it_and_the_mend(
     connection: Connection,
 ) -> None:
-    for (name,) in connection.execute("select partition_name from realtime.partitions()").fetchall():
-        connection.execute(
-            sql.SQL("drop table realtime.{}").format(sql.Identifier(name))
-        )
+    for (name,) in connection.execute(
+        "select partition_name from realtime.partitions()"
+    ).fetchall():
+        connection.execute(sql.SQL("drop table realtime.{}").format(sql.Identifier(name)))
 
     with pytest.raises(psycopg.Error, match="no partition for today, messages_20") as raised:
         connection.execute("select realtime.send('{}', 'event', 'topic')")
@@ -262,8 +264,7 @@ def test_messages_of_one_transaction_come_back_in_the_order_they_were_sent(
     )
 
     rows = connection.execute(
-        "select payload from realtime.messages where topic = 'topic' "
-        "order by inserted_at, position"
+        "select payload from realtime.messages where topic = 'topic' order by inserted_at, position"
     ).fetchall()
 
     assert [row[0] for row in rows] == list(range(1000))
@@ -316,9 +317,7 @@ def test_service_role_may_send_and_read_all(connection: Connection) -> None:
     with connection.transaction():
         connection.execute("set local role service_role")
         connection.execute("select realtime.send('{}', 'event', 'room:1')")
-        assert connection.execute("select topic from realtime.messages").fetchall() == [
-            ("room:1",)
-        ]
+        assert connection.execute("select topic from realtime.messages").fetchall() == [("room:1",)]
 
 
 def test_without_a_policy_nobody_else_reads(connection: Connection) -> None:
@@ -339,9 +338,7 @@ def test_the_documented_policy_lets_authenticated_receive(connection: Connection
 
     with connection.transaction():
         connection.execute("set local role authenticated")
-        assert connection.execute("select topic from realtime.messages").fetchall() == [
-            ("room:1",)
-        ]
+        assert connection.execute("select topic from realtime.messages").fetchall() == [("room:1",)]
 
 
 def test_a_partition_is_closed_to_whom_default_privileges_open_it(

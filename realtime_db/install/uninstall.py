@@ -1,0 +1,370 @@
+"""What depends on realtime-db in a database, and removing it; the roles stay.
+
+Above: the command line. Below: the catalogs, `releases` for the names of what is ours, and
+`inspect` for whether it is.
+
+For the command line:
+
+    await look(database_url) -> Removal            # `uninstall --dry-run`; changes nothing
+    Removal.objects, .dependants, .as_text()
+    await uninstall(database_url, *, cascade=False, limits=None) -> str     # what was done
+
+Three kinds of dependants. Policies and triggers on `realtime.messages` go with the table. Views,
+foreign keys and the like keep it from being dropped, unless `cascade` drops them as well. Function
+bodies are text to Postgres: a trigger function that calls `realtime.send` stays, and every write to
+its table fails from then on; so these are looked for and listed, and never dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from psycopg import errors, sql
+
+from realtime_db.database import Connection, connect
+from realtime_db.errors import (
+    Busy,
+    ForeignSchema,
+    InstallError,
+    ManagedByExtension,
+    MissingRight,
+    NewerThanProgram,
+    NotInstalled,
+)
+from realtime_db.install import inspect, migrate, releases
+
+PUBLICATION: Final = "realtime_messages"
+
+_STATE = re.compile(r"^ *create (table|sequence) if not exists realtime\.(\w+)", re.MULTILINE)
+_POLICY = re.compile(r'^ *create policy "([^"]+)" on realtime\.', re.MULTILINE)
+
+# Ours by name; partitions of messages go with it.
+_OURS: Final = """
+    with recursive here as (select oid from pg_namespace where nspname = 'realtime'),
+    tables as (
+        select c.oid, c.relname, c.relkind, c.reltype
+        from pg_class as c inner join here on c.relnamespace = here.oid
+        where c.relname = any (%(relations)s) and c.relkind in ('r', 'p', 'S')
+        union
+        select c.oid, c.relname, c.relkind, c.reltype
+        from pg_inherits as i
+        inner join tables as t on i.inhparent = t.oid
+        inner join pg_class as c on i.inhrelid = c.oid
+    ),
+    functions as (
+        select p.oid, p.oid::regprocedure::text as signature
+        from pg_proc as p
+        where p.oid in (
+            select to_regprocedure(s.signature) from unnest(%(signatures)s::text[]) as s (signature)
+        )
+    )
+"""
+
+_OBJECTS: Final = "".join(
+    (
+        _OURS,
+        """
+    select 'publication', quote_ident(pubname) from pg_publication
+    where pubname = %(publication)s
+    union all
+    select
+        case when relkind = 'S' then 'sequence' else 'table' end,
+        'realtime.' || quote_ident(relname)
+    from tables as t
+    where not exists (select from pg_inherits where inhrelid = t.oid)
+    union all
+    select 'function', signature from functions
+    """,
+    )
+)
+
+_DEPENDANTS: Final = "".join(
+    (
+        _OURS,
+        r"""
+    , direct as (
+        select distinct d.classid, d.objid
+        from pg_depend as d
+        where (
+            (
+                d.refclassid = 'pg_class'::regclass and d.refobjid in (select oid from tables)
+            ) or (
+                d.refclassid = 'pg_proc'::regclass and d.refobjid in (select oid from functions)
+            ) or (
+                d.refclassid = 'pg_type'::regclass
+                and d.refobjid in (select reltype from tables where reltype <> 0)
+            )
+        )
+        and d.deptype in ('n', 'a')
+    )
+    select pg_describe_object('pg_policy'::regclass, p.oid, 0), case
+        when p.polrelid in (select oid from tables) then 'goes' else 'blocks'
+    end
+    from direct as d inner join pg_policy as p
+        on d.classid = 'pg_policy'::regclass and d.objid = p.oid
+    where p.polname <> all (%(policies)s)
+    union
+    select pg_describe_object('pg_class'::regclass, r.ev_class, 0), 'blocks'
+    from direct as d inner join pg_rewrite as r
+        on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
+    where r.ev_class not in (select oid from tables)
+    union
+    select pg_describe_object('pg_constraint'::regclass, c.oid, 0), 'blocks'
+    from direct as d inner join pg_constraint as c
+        on d.classid = 'pg_constraint'::regclass and d.objid = c.oid
+    where c.conrelid not in (select oid from tables)
+    union
+    select pg_describe_object('pg_attrdef'::regclass, a.oid, 0), 'blocks'
+    from direct as d inner join pg_attrdef as a
+        on d.classid = 'pg_attrdef'::regclass and d.objid = a.oid
+    where a.adrelid not in (select oid from tables)
+    union
+    select pg_describe_object('pg_proc'::regclass, d.objid, 0), 'blocks'
+    from direct as d
+    where d.classid = 'pg_proc'::regclass and d.objid not in (select oid from functions)
+    union
+    select pg_describe_object('pg_class'::regclass, c.oid, 0), 'blocks'
+    from direct as d inner join pg_class as c
+        on d.classid = 'pg_class'::regclass and d.objid = c.oid
+    where c.oid not in (select oid from tables) and c.relkind in ('r', 'p', 'f', 'm', 'v', 'c')
+    union
+    select pg_describe_object('pg_trigger'::regclass, t.oid, 0), 'goes'
+    from direct as d inner join pg_trigger as t
+        on d.classid = 'pg_trigger'::regclass and d.objid = t.oid
+    where t.tgrelid in (select oid from tables) and not t.tgisinternal
+    union
+    select pg_describe_object('pg_proc'::regclass, p.oid, 0) || coalesce((
+        select ', called by ' || string_agg(
+            pg_describe_object('pg_trigger'::regclass, t.oid, 0), ', ' order by t.oid
+        )
+        from pg_trigger as t
+        where t.tgfoid = p.oid and not t.tgisinternal and t.tgparentid = 0
+    ), ''), 'breaks'
+    from pg_proc as p inner join pg_namespace as n on p.pronamespace = n.oid
+    where p.prosrc ~ ('\mrealtime\.(' || array_to_string(
+            %(functions)s::text[] || %(relations)s::text[], '|'
+        ) || ')\M')
+        and p.oid not in (select oid from functions)
+        and n.nspname not in ('pg_catalog', 'information_schema')
+    order by 2, 1
+    """,
+    )
+)
+
+_SLOTS: Final = """
+    select slot_name from pg_replication_slots
+    where database = current_database() and plugin = 'pgoutput' and not active
+        and slot_name like 'realtime\\_%%'
+"""
+
+
+class Effect(StrEnum):
+    """What becomes of a dependant."""
+
+    GOES = "goes with the table"
+    BLOCKS = "keeps realtime-db from being removed; dropped as well with --cascade"
+    BREAKS = "stays, and fails when it is run"
+
+
+@dataclass(frozen=True, slots=True)
+class Dependant:
+    """Something of the user's that uses realtime-db.
+
+    Attributes:
+        description: as Postgres describes it, such as `view public.recent`.
+        effect: what becomes of it.
+    """
+
+    description: str
+    effect: Effect
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What `uninstall` would do.
+
+    Attributes:
+        release: what is installed; None for remains of a dropped extension.
+        objects: what would be dropped, as `drop …` takes it.
+        dependants: what of the user's depends on it.
+        message_count: how many messages would be lost.
+        slots: replication slots that would be dropped.
+    """
+
+    release: str | None
+    objects: tuple[str, ...]
+    dependants: tuple[Dependant, ...]
+    message_count: int
+    slots: tuple[str, ...]
+
+    def as_text(self) -> str:
+        """For people."""
+        lines = [f"realtime-db {self.release or '(remains)'} would be removed:"]
+        lines += [f"  {name}" for name in self.objects]
+        lines += [f"  replication slot {name}" for name in self.slots]
+        lines.append(f"and with it {self.message_count} stored messages.")
+        for effect in Effect:
+            found = [item.description for item in self.dependants if item.effect is effect]
+            if found:
+                lines += [f"Depends on it and {effect.value}:", *(f"  {name}" for name in found)]
+        if not self.dependants:
+            lines.append("Nothing else depends on it.")
+        return "\n".join(lines)
+
+
+async def look(database_url: str) -> Removal:
+    """What `uninstall` would remove, and what depends on that; changes nothing.
+
+    Raises:
+        NotInstalled, ForeignSchema, ManagedByExtension, NewerThanProgram: there is nothing that
+            this program may remove.
+        MissingRight: the role is not the owner.
+    """
+    async with connect(database_url) as connection:
+        return await _look(connection)
+
+
+async def uninstall(
+    database_url: str, *, cascade: bool = False, limits: migrate.Limits | None = None
+) -> str:
+    """Removes realtime-db with all messages, in one transaction.
+
+    Args:
+        database_url: as the owner.
+        cascade: also drop what keeps it from being dropped, such as views and foreign keys.
+        limits: how long to wait for others.
+
+    Returns:
+        What was done, in a sentence.
+
+    Raises:
+        InstallError: something depends on it, and `cascade` was not asked for.
+        Busy: a table is in use.
+        Others: as `look`.
+    """
+    limits = limits or migrate.Limits()
+    async with migrate.exclusively(database_url, limits) as connection:
+        removal = await _look(connection)
+        blocking = [item for item in removal.dependants if item.effect is Effect.BLOCKS]
+        if blocking and not cascade:
+            raise InstallError(
+                "realtime-db is in use by " + ", ".join(item.description for item in blocking),
+                hint="Drop these first, or: realtime-db uninstall --cascade",
+            )
+        how = " cascade" if cascade else ""
+        try:
+            async with connection.transaction():
+                await _execute(connection, f"set local lock_timeout = {limits.lock_timeout_ms}")
+                for name in removal.objects:
+                    await _execute(connection, f"drop {name}{how}")
+                left = await _objects_left(connection)
+                if not left:
+                    await _execute(connection, "drop schema if exists realtime")
+        except errors.LockNotAvailable as error:
+            raise Busy(
+                "tables of realtime-db are in use",
+                hint="Stop what uses realtime-db, and run this again.",
+            ) from error
+        except errors.InsufficientPrivilege as error:
+            raise MissingRight(
+                f"the database refused: {error.diag.message_primary}",
+                hint=f"Connect as the owner. {removal.objects[0]} …",
+            ) from error
+        except errors.DependentObjectsStillExist as error:
+            raise InstallError(
+                f"realtime-db is in use: {error.diag.message_detail}",
+                hint="Drop these first, or: realtime-db uninstall --cascade",
+            ) from error
+        for slot in removal.slots:
+            await connection.execute("select pg_drop_replication_slot(%s)", [slot])
+    if left:
+        return "realtime-db was removed; the schema realtime stays, for it holds other objects"
+    return "realtime-db was removed"
+
+
+async def _look(connection: Connection) -> Removal:
+    found = await inspect.look(connection)
+    _refuse(found)
+    names = _names()
+    cursor = await connection.execute(_OBJECTS.encode(), names)
+    order = {"publication": 0, "table": 1, "sequence": 2, "function": 3}
+    objects = sorted(await cursor.fetchall(), key=lambda row: (order[row[0]], row[1]))
+    # The sequence is owned by a column, and so goes with the table.
+    dropped = tuple(f"{kind} {name}" for kind, name in objects if kind != "sequence")
+    cursor = await connection.execute(_DEPENDANTS.encode(), names)
+    dependants = tuple(
+        Dependant(description, Effect[effect.upper()])
+        for description, effect in await cursor.fetchall()
+    )
+    count = 0
+    if found.messages_owner:
+        try:
+            cursor = await connection.execute("select count(*) from realtime.messages")
+        except errors.InsufficientPrivilege as error:
+            owner = sql.Identifier(found.messages_owner).as_string()
+            raise MissingRight(
+                "only its owner may remove realtime-db", hint=f"Connect as {owner}."
+            ) from error
+        row = await cursor.fetchone()
+        count = row[0] if row else 0
+    cursor = await connection.execute(_SLOTS.encode())
+    slots = tuple(name for (name,) in await cursor.fetchall())
+    return Removal(found.release, dropped, dependants, count, slots)
+
+
+def _refuse(found: inspect.Installation) -> None:
+    if found.managed_by is inspect.Manager.EXTENSION:
+        raise ManagedByExtension(
+            "this database got realtime-db by `create extension`",
+            hint="drop extension realtime_db; keeps the messages. Then `realtime-db uninstall` "
+            "removes them as well.",
+        )
+    if found.state is inspect.State.FOREIGN:
+        raise ForeignSchema(found.detail, hint="It is not ours to remove.")
+    if found.state is inspect.State.NEWER:
+        raise NewerThanProgram(found.detail, hint=found.hint)
+    if found.state is inspect.State.ABSENT and found.messages_owner is None:
+        raise NotInstalled("realtime-db is not installed in this database")
+
+
+def _names() -> dict[str, Any]:
+    """The names of everything that any release ever made."""
+    functions: set[str] = set()
+    signatures: set[str] = set()
+    policies: set[str] = set()
+    relations = {inspect.VERSION_TABLE}
+    for release in releases.releases():
+        script = releases.install_script(release)
+        parsed = releases.parse(script)
+        functions |= parsed.keys()
+        signatures |= {function.signature for function in parsed.values()}
+        policies |= set(_POLICY.findall(script))
+        relations |= {name for _, name in _STATE.findall(script)}
+    return {
+        "functions": sorted(functions),
+        "signatures": sorted(signatures),
+        "policies": sorted(policies),
+        "relations": sorted(relations),
+        "publication": PUBLICATION,
+    }
+
+
+async def _objects_left(connection: Connection) -> bool:
+    cursor = await connection.execute(
+        """
+        select exists (select from pg_class where relnamespace = n.oid)
+            or exists (select from pg_proc where pronamespace = n.oid)
+            or exists (select from pg_type where typnamespace = n.oid)
+        from pg_namespace as n where nspname = 'realtime'
+        """
+    )
+    row = await cursor.fetchone()
+    return bool(row and row[0])
+
+
+async def _execute(connection: Connection, statement: str) -> None:
+    # Names come from the catalogs, quoted there.
+    await connection.execute(statement.encode())

@@ -1,0 +1,147 @@
+-- Makes the partitions of realtime.messages for today and the days ahead, and drops those
+-- that are older than realtime.settings.retention_days. For pg_cron, every hour:
+--
+--     select cron.schedule('realtime-db maintain', '7 * * * *',
+--                          'select * from realtime.maintain()');
+--
+-- today     the UTC day of the server's clock; another one is for tests
+-- returns   a row for each partition that was 'created' or 'dropped', is 'left' for the
+--           next call, or 'failed'; reason says why. None of the last two is an error:
+--           that would undo the rest. A failure is a warning as well
+-- effects   senders wait 20 ms at most. Not being able to drop beside readers (that takes
+--           `detach … concurrently`, which no function can do), it asks for the lock for
+--           5 ms at a time, 20 times within some 2 seconds, and once it has the lock it
+--           keeps it for about 10 ms; what is left, it leaves for the next call. Does
+--           nothing on a standby and beside another maintainer
+-- errors    42501 not the owner of realtime.messages. Runs with the rights of its caller,
+--           and only the owner may call it
+create or replace function realtime.maintain(
+    today date default (clock_timestamp() at time zone 'utc')::date
+)
+returns table (action text, partition_name text, reason text)
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+-- To make a partition waits for other maintenance of the table only; senders do not
+-- queue behind it.
+set lock_timeout = '2s'
+as $$
+#variable_conflict use_column
+declare
+    settings record;
+    wanted date;
+    doomed record;
+    held_since timestamptz;
+    attempts integer := 0;
+    done date[] := '{}';
+begin
+    if pg_is_in_recovery() then
+        raise notice 'a standby: its primary is maintained, and it follows';
+        return;
+    end if;
+    if not pg_try_advisory_xact_lock(hashtextextended('realtime-db maintain', 0)) then
+        raise notice 'another maintainer of realtime.messages is at work';
+        return;
+    end if;
+    select s.retention_days, s.days_ahead into settings from realtime.settings as s;
+
+    for wanted in
+        select d.day
+        from (
+            select today + n from generate_series(0, settings.days_ahead) as n
+            union all
+            -- Retention may have been raised while they were on their way out.
+            select p.day from realtime.partitions() as p
+            where p.leaving and p.day < today and p.day >= today - settings.retention_days
+        ) as d (day)
+        where not exists (
+            select from realtime.partitions() as p where p.day = d.day and p.attached
+        )
+        order by d.day < today, d.day
+    loop
+        partition_name := 'messages_' || to_char(wanted, 'YYYY_MM_DD');
+        begin
+            perform realtime.create_partition(wanted);
+            action := 'created';
+            reason := null;
+        exception
+            when insufficient_privilege then
+                raise;
+            when others then
+                action := 'failed';
+                reason := sqlerrm;
+                raise warning 'no partition realtime.%: %', partition_name, sqlerrm;
+        end;
+        return next;
+    end loop;
+
+    -- Senders wait for what follows.
+    perform set_config('lock_timeout', '5ms', true);
+    loop
+        exit when not exists (
+            select from realtime.partitions() as p
+            where p.day < today - settings.retention_days
+                and (p.attached or p.detaching or p.leaving)
+        );
+        attempts := attempts + 1;
+        begin
+            -- Only the table itself: its partitions are locked as they are dropped.
+            lock table only realtime.messages in access exclusive mode;
+            held_since := clock_timestamp();
+            for doomed in
+                select p.partition_name as table_name, p.day
+                from realtime.partitions() as p
+                where p.day < today - settings.retention_days
+                    and (p.attached or p.detaching or p.leaving)
+                order by p.day
+            loop
+                exit when clock_timestamp() > held_since + interval '10 ms';
+                partition_name := doomed.table_name;
+                begin
+                    perform realtime.drop_partition(doomed.day);
+                    action := 'dropped';
+                    reason := null;
+                exception
+                    when insufficient_privilege then
+                        raise;
+                    when lock_not_available or deadlock_detected then
+                        action := 'left';
+                        reason := 'somebody uses it';
+                    when others then
+                        action := 'failed';
+                        reason := sqlerrm;
+                        raise warning 'cannot drop realtime.%: %',
+                            partition_name, sqlerrm;
+                end;
+                done := done || doomed.day;
+                return next;
+            end loop;
+            exit;
+        exception when lock_not_available or deadlock_detected then
+            exit when attempts = 20;
+        end;
+        perform pg_sleep(0.05 + random() * 0.1);
+    end loop;
+
+    action := 'left';
+    reason := case
+        when held_since is null then 'realtime.messages was in use all the time'
+        else 'enough for one call'
+    end;
+    for partition_name in
+        select p.partition_name
+        from realtime.partitions() as p
+        where p.day < today - settings.retention_days
+            and (p.attached or p.detaching or p.leaving)
+            and p.day <> all (done)
+        order by p.day
+    loop
+        return next;
+    end loop;
+end;
+$$;
+
+comment on function realtime.maintain(date) is
+'Makes the partitions of the days ahead and drops those past retention; for pg_cron.';
+
+revoke execute on function realtime.maintain(date) from public;

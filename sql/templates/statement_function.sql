@@ -1,0 +1,16 @@
+-- Broadcasts the rows that a statement changed, with one insert for all of them.
+-- Security definer: who may write the table need not be let write messages.
+create function __function__()
+returns trigger
+language plpgsql
+volatile
+security definer
+__settings__
+as __quote__
+-- new and old are rows of the statement here, not the variables of a row-level trigger.
+#variable_conflict use_column
+begin
+    __body__
+    return null;
+end;
+__quote__;

@@ -1,0 +1,293 @@
+"""`realtime-db doctor` sees what is broken, and its statements mend it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Callable
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from realtime_db.install import doctor, migrate
+from realtime_db.install.checks import Check, Outcome
+
+TODAY = "(now() at time zone 'utc')::date"
+
+
+def drop_days(condition: str) -> str:
+    return f"""
+        do $$
+        declare
+            name text;
+        begin
+            for name in select partition_name from realtime.partitions() where day {condition} loop
+                execute format('drop table realtime.%I', name);
+            end loop;
+        end;
+        $$
+    """
+
+
+# what breaks it, the name of the check, how bad that is
+BREAKAGES = {
+    "a function with another body": (
+        "create or replace function realtime.topic() returns text language sql stable "
+        "as $$ select null::text $$",
+        "functions",
+        Outcome.FAIL,
+    ),
+    "a missing function": (
+        "drop function realtime.send_binary",
+        "functions",
+        Outcome.FAIL,
+    ),
+    "a function with its owner's rights": (
+        "alter function realtime.topic() security definer",
+        "functions",
+        Outcome.FAIL,
+    ),
+    "a function with another setting": (
+        "alter function realtime.topic() set work_mem = '1MB'",
+        "functions",
+        Outcome.FAIL,
+    ),
+    "a function that nobody may call": (
+        "revoke execute on function realtime.topic() from public",
+        "functions",
+        Outcome.FAIL,
+    ),
+    "a function of the same name": (
+        "create function realtime.topic(integer) returns text language sql as 'select null::text'",
+        "functions",
+        Outcome.WARN,
+    ),
+    "no settings": ("delete from realtime.settings", "settings", Outcome.FAIL),
+    "no size limits": (
+        "alter table realtime.messages drop constraint messages_fit",
+        "size limits",
+        Outcome.FAIL,
+    ),
+    "no row level security": (
+        "alter table realtime.messages disable row level security",
+        "row level security",
+        Outcome.FAIL,
+    ),
+    "no row level security on a partition": (
+        "do $$ begin execute (select format("
+        "'alter table realtime.%I disable row level security', min(partition_name)) "
+        "from realtime.partitions()); end $$",
+        "row level security",
+        Outcome.FAIL,
+    ),
+    "no policy for service_role": (
+        'drop policy "service_role may do all" on realtime.messages',
+        "policies",
+        Outcome.FAIL,
+    ),
+    "no publication": ("drop publication realtime_messages", "publication", Outcome.FAIL),
+    "a publication of partitions": (
+        "alter publication realtime_messages set (publish_via_partition_root = false)",
+        "publication",
+        Outcome.FAIL,
+    ),
+    "a publication of deletes": (
+        "alter publication realtime_messages set (publish = 'insert, delete')",
+        "publication",
+        Outcome.FAIL,
+    ),
+    "a publication of another table": (
+        "alter publication realtime_messages add table realtime.settings",
+        "publication",
+        Outcome.FAIL,
+    ),
+    "a role without the schema": (
+        "revoke usage on schema realtime from authenticated",
+        "role authenticated",
+        Outcome.FAIL,
+    ),
+    "a role without the table": (
+        "revoke insert on realtime.messages from anon",
+        "role anon",
+        Outcome.FAIL,
+    ),
+    "no partition for today": (drop_days(f"= {TODAY}"), "partitions", Outcome.FAIL),
+    "no partition for tomorrow": (drop_days(f"= {TODAY} + 1"), "partitions", Outcome.FAIL),
+    "few partitions": (drop_days(f"> {TODAY} + 1"), "partitions", Outcome.WARN),
+    "a partition of somebody else": (
+        "create table realtime.old partition of realtime.messages "
+        "for values from ('2000-01-01') to ('2001-01-01')",
+        "partitions",
+        Outcome.WARN,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def released_template(server_url: str, owner_url: Callable[[str], str]) -> str:
+    """The name of a database with the newest release, without changes of the living tree."""
+    name = f"released_{secrets.token_hex(6)}"
+    with psycopg.connect(server_url, autocommit=True) as admin:
+        admin.execute(sql.SQL("create database {} owner app").format(sql.Identifier(name)))
+    asyncio.run(migrate.migrate(owner_url(name)))
+    return name
+
+
+@pytest.fixture
+def released_url(create_database: Callable[..., str], released_template: str) -> str:
+    """A fresh copy of it, as its plain owner."""
+    return create_database(released_template)
+
+
+def execute(url: str, statement: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
+def examine(url: str) -> list[Check]:
+    return list(asyncio.run(doctor.examine(url, probe=False)).checks)
+
+
+def complaints(url: str) -> list[Check]:
+    # How the server under test is set is not what these tests are about.
+    ours = [check for check in examine(url) if check.name != "max_slot_wal_keep_size"]
+    return [check for check in ours if check.outcome is not Outcome.PASS]
+
+
+def test_nothing_is_wrong_with_a_fresh_installation(released_url: str) -> None:
+    assert complaints(released_url) == []
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES)
+def test_doctor_sees_what_is_broken_and_its_statement_mends_it(
+    released_url: str, breakage: str
+) -> None:
+    statement, name, outcome = BREAKAGES[breakage]
+    execute(released_url, statement)
+
+    [found] = complaints(released_url)
+    assert (found.name, found.outcome) == (name, outcome)
+    assert found.mend is not None
+    execute(released_url, found.mend)
+
+    assert complaints(released_url) == []
+
+
+def test_a_table_of_another_owner_is_seen_and_mended(server_url: str, released_url: str) -> None:
+    as_admin = make_conninfo(
+        server_url, dbname=psycopg.conninfo.conninfo_to_dict(released_url)["dbname"]
+    )
+    execute(as_admin, "alter table realtime.settings owner to postgres")
+
+    [found] = [check for check in complaints(as_admin) if check.name == "owner"]
+    assert found.mend is not None
+    execute(as_admin, found.mend)
+
+    assert complaints(released_url) == []
+
+
+def test_a_login_without_replication_gets_the_grant(server_url: str, released_url: str) -> None:
+    role = f"reader_{secrets.token_hex(4)}"
+    dbname = psycopg.conninfo.conninfo_to_dict(released_url)["dbname"]
+    execute(server_url, f"create role {role} login password 'reader'")
+    try:
+        as_reader = make_conninfo(server_url, user=role, password="reader", dbname=dbname)
+
+        [found] = [check for check in examine(as_reader) if check.name == "right to replicate"]
+        assert found.outcome is Outcome.FAIL
+        assert found.mend == f"alter role {role} replication;"
+        execute(server_url, found.mend)
+
+        [found] = [check for check in examine(as_reader) if check.name == "right to replicate"]
+        assert found.outcome is Outcome.PASS
+    finally:
+        execute(server_url, f"drop role {role}")
+
+
+def test_a_database_that_does_not_wait_for_its_disk_is_warned_about(released_url: str) -> None:
+    dbname = psycopg.conninfo.conninfo_to_dict(released_url)["dbname"]
+    execute(released_url, f"alter database {dbname} set synchronous_commit = 'off'")
+
+    [found] = complaints(released_url)
+    assert (found.name, found.outcome) == ("synchronous_commit", Outcome.WARN)
+    assert found.mend is not None
+    execute(released_url, found.mend)
+
+    assert complaints(released_url) == []
+
+
+def test_a_swallowed_error_is_warned_about(released_url: str) -> None:
+    execute(
+        released_url,
+        "set realtime.on_send_error = 'warn'; select realtime.send('{}', 'event', null)",
+    )
+
+    [found] = complaints(released_url)
+
+    assert (found.name, found.outcome) == ("swallowed errors", Outcome.WARN)
+    assert "RT002" in found.detail
+
+
+def test_the_probe_sends_and_receives_a_message(released_url: str) -> None:
+    report = asyncio.run(doctor.examine(released_url))
+
+    assert report.ok
+    assert report.checks[-1].name == "live probe"
+    assert report.checks[-1].outcome is Outcome.PASS
+
+
+def test_the_probe_leaves_neither_a_message_nor_a_slot(released_url: str) -> None:
+    asyncio.run(doctor.examine(released_url))
+
+    with psycopg.connect(released_url) as connection:
+        left = connection.execute(
+            "select (select count(*) from realtime.messages), (select count(*) from "
+            "pg_replication_slots where database = current_database() and not temporary)"
+        ).fetchone()
+    assert left == (0, 0)
+
+
+def test_the_probe_sees_that_sending_fails(released_url: str) -> None:
+    execute(released_url, drop_days(f"= {TODAY}"))
+
+    report = asyncio.run(doctor.examine(released_url))
+
+    assert not report.ok
+    assert (report.checks[-1].name, report.checks[-1].outcome) == ("live probe", Outcome.FAIL)
+    assert "no partition for today" in report.checks[-1].detail
+
+
+def test_the_probe_is_left_out_when_the_publication_is_missing(released_url: str) -> None:
+    execute(released_url, "drop publication realtime_messages")
+
+    report = asyncio.run(doctor.examine(released_url))
+
+    assert (report.checks[-1].name, report.checks[-1].outcome) == ("live probe", Outcome.SKIP)
+
+
+def test_an_empty_database_is_told_to_migrate(empty_database_url: str) -> None:
+    report = asyncio.run(doctor.examine(empty_database_url))
+
+    assert not report.ok
+    assert report.checks[0].mend == "realtime-db migrate"
+
+
+def test_the_report_is_one_json_object(released_url: str) -> None:
+    report = asyncio.run(doctor.examine(released_url, probe=False))
+
+    answer = json.loads(report.as_json())
+
+    assert answer["ok"] is True
+    assert {"name", "outcome", "detail", "mend"} == answer["checks"][0].keys()
+
+
+def test_the_text_has_the_statement_below_what_failed(released_url: str) -> None:
+    execute(released_url, "drop publication realtime_messages")
+
+    lines = asyncio.run(doctor.examine(released_url, probe=False)).as_text().splitlines()
+
+    failed = next(number for number, line in enumerate(lines) if line.startswith("FAIL"))
+    assert lines[failed + 1].strip() == "select realtime.setup();"

