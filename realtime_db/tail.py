@@ -41,15 +41,16 @@ _WAITING_NOTICE_SECONDS: Final = 3.0
 # A topic could otherwise clear the screen of whoever watches, or worse.
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
+# `stored.` in the order: a bare transaction_id would be the text of the select list.
 _STORED: Final = sql.SQL(
     """
     select topic, event, payload::text, private, id::text, inserted_at::text, binary_payload,
         transaction_id::text, position
-    from realtime.messages
+    from realtime.messages as stored
     where extension = 'broadcast' and event is not null and private is not null
         and (payload is not null or binary_payload is not null)
         and (%(all)s or topic = any(%(exact)s) or topic like any(%(patterns)s))
-    order by transaction_id, position
+    order by stored.transaction_id, stored.position
     """
 )
 

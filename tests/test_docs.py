@@ -14,13 +14,15 @@ fails the test. A ```text block directly after a ```sql block is what its statem
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg import pq
+from psycopg import pq, sql
+from psycopg.conninfo import make_conninfo
 
 from realtime_db.cli import main as command_line
 
@@ -108,8 +110,32 @@ def matches(printed: list[str], shown: list[str]) -> bool:
     )
 
 
+@pytest.fixture
+def drop_roles(server_url: str, connection: Connection) -> Iterator[Callable[[str], None]]:
+    """Drops the roles that a page makes, for they belong to the whole server."""
+    missing: list[str] = []
+
+    def existing(name: str) -> bool:
+        query = "select from pg_roles where rolname = %s"
+        return connection.execute(query, [name]).fetchone() is not None
+
+    def remember(page: str) -> None:
+        roles = re.findall(r"^create role (\w+)", page, re.MULTILINE)
+        missing.extend(role for role in roles if not existing(role))
+
+    yield remember
+    url = make_conninfo(server_url, dbname=connection.info.dbname)
+    with psycopg.connect(url, autocommit=True) as admin:
+        for role in filter(existing, missing):
+            name = sql.Identifier(role)
+            admin.execute(sql.SQL("drop owned by {0}; drop role {0}").format(name))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_the_sql_of_a_page_does_what_the_page_says(page: Path, connection: Connection) -> None:
+def test_the_sql_of_a_page_does_what_the_page_says(
+    page: Path, connection: Connection, drop_roles: Callable[[str], None]
+) -> None:
+    drop_roles(page.read_text())
     for match in SQL_AND_RESULT.finditer(page.read_text()):
         printed = [row for one in statements(match["sql"]) for row in run(connection, one)]
         if match["result"] is not None:
@@ -118,11 +144,12 @@ def test_the_sql_of_a_page_does_what_the_page_says(page: Path, connection: Conne
 
 
 def test_a_block_is_split_at_the_ends_of_its_statements() -> None:
-    block = "select 1;\ndo $$\nbegin\n    null;\nend;\n$$; -- error: RT001\nselect 2; -- warning: RT002\n"
+    body = "do $$\nbegin\n    null;\nend;\n$$;"
+    block = f"select 1;\n{body} -- error: RT001\nselect 2; -- warning: RT002\n"
 
     assert statements(block) == [
         Statement("select 1;", None, None),
-        Statement("do $$\nbegin\n    null;\nend;\n$$;", "RT001", None),
+        Statement(body, "RT001", None),
         Statement("select 2;", None, "RT002"),
     ]
 

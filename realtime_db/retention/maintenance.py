@@ -202,6 +202,37 @@ async def run_every(
         await asyncio.sleep(pause)
 
 
+async def check_owner(connection: Connection) -> None:
+    """Sees that realtime-db is in this database and that the role may maintain it.
+
+    Raises:
+        NotInstalled: no `realtime.messages`, or too old a release of it.
+        MissingRight: the role does not own `realtime.messages`.
+    """
+    # By name in the catalogs: `to_regclass` needs a right on the schema.
+    cursor = await connection.execute(
+        """
+        select pg_get_userbyid(c.relowner), current_user, pg_has_role(c.relowner, 'usage')
+        from pg_class as c inner join pg_namespace as n on c.relnamespace = n.oid
+        where n.nspname = 'realtime' and c.relname = 'messages' and exists (
+            select from pg_proc as p where p.pronamespace = n.oid and p.proname = 'maintain'
+        )
+        """
+    )
+    row = await cursor.fetchone()
+    if row is None:
+        raise NotInstalled(
+            f"database {connection.info.dbname} has no realtime-db, or an older release of it",
+            hint="Run `realtime-db migrate`.",
+        )
+    owner, role, owns = row
+    if not owns:
+        raise MissingRight(
+            f"role {role} does not own realtime.messages; {owner} does",
+            hint=f"Connect as {owner}, or: grant {_quoted(owner)} to {_quoted(role)};",
+        )
+
+
 class _Run:
     """One run on one connection; collects what becomes the report."""
 
@@ -220,7 +251,7 @@ class _Run:
             "select pg_is_in_recovery(), (clock_timestamp() at time zone 'utc')::date"
         )
         today = today or clock
-        await self._check_installed(standby=standby)
+        await check_owner(self._connection)
         if standby:
             return Report(standby=True, days_left=days_left(today, await self._partitions()))
         locked = await self._locked(lock_wait_seconds)
@@ -339,29 +370,6 @@ class _Run:
             self._fail(f"cannot {action.kind.value} {action.name}", error)
 
     # --- looking --------------------------------------------------------------------------------
-
-    async def _check_installed(self, *, standby: bool) -> None:
-        installed, owner, role, owns = await self._row(
-            """
-            select
-                to_regprocedure('realtime.drop_partition(date)') is not null,
-                pg_get_userbyid(c.relowner),
-                current_user,
-                pg_has_role(c.relowner, 'usage')
-            from (select to_regclass('realtime.messages') as oid) as m
-            left join pg_class as c on m.oid = c.oid
-            """
-        )
-        if owner is None or not installed:
-            raise NotInstalled(
-                f"database {self._connection.info.dbname} has no realtime-db, or an older release",
-                hint="Run `realtime-db migrate`.",
-            )
-        if not owns and not standby:
-            raise MissingRight(
-                f"role {role} does not own realtime.messages; {owner} does",
-                hint=f"Connect as {owner}, or: grant {_quoted(owner)} to {_quoted(role)};",
-            )
 
     async def _partitions(self) -> list[Partition]:
         cursor = await self._connection.execute(

@@ -17,8 +17,9 @@ from typing import Final, LiteralString
 import psycopg
 from psycopg import sql
 
-from realtime_db.database import conninfo, connect
-from realtime_db.errors import MaintenanceError, MissingRight, NotInstalled
+from realtime_db.database import connect, conninfo
+from realtime_db.errors import MaintenanceError, MissingRight
+from realtime_db.retention.maintenance import check_owner
 
 JOB_NAME: Final = "realtime-db maintain"
 HOURLY: Final = "7 * * * *"  # not on the hour, when everybody's jobs run
@@ -168,7 +169,7 @@ spec:
 async def install_pg_cron(
     database_url: str, *, schedule: str = HOURLY, cron_database: str | None = None
 ) -> int:
-    """Schedules the maintenance with pg_cron, as the role of the URL; run again, it changes the job.
+    """Schedules the maintenance with pg_cron; run again, it changes the job.
 
     Args:
         database_url: of the owner of `realtime.messages`, whom the job will run as.
@@ -182,32 +183,11 @@ async def install_pg_cron(
         ConnectionFailed: not reachable, or login refused.
         MaintenanceError: no pg_cron in that database, or no schedule.
         MissingRight: the role may not use pg_cron, or does not own `realtime.messages`.
-        NotInstalled: no `realtime.maintain()` in the URL's database.
+        NotInstalled: no realtime-db in the URL's database.
     """
     async with connect(database_url) as connection:
-        cursor = await connection.execute(
-            """
-            select current_database(), current_user, owner, pg_has_role(owner, 'usage')
-            from (
-                select pg_get_userbyid(c.relowner) as owner
-                from (select to_regclass('realtime.messages') as oid) as m
-                left join pg_class as c on m.oid = c.oid
-                where to_regprocedure('realtime.maintain(date)') is not null
-            ) as o
-            """
-        )
-        found = await cursor.fetchone()
-        database = connection.info.dbname
-    if found is None or found[2] is None:
-        raise NotInstalled(
-            f"database {database} has no realtime.maintain()", hint="Run `realtime-db migrate`."
-        )
-    database, role, owner, owns = found
-    if not owns:
-        raise MissingRight(
-            f"the job would run as {role}, who does not own realtime.messages; {owner} does",
-            hint=f"Connect as {owner}.",
-        )
+        await check_owner(connection)
+        database, role = connection.info.dbname, connection.info.user
     elsewhere = cron_database is not None and cron_database != database
     statement = pg_cron(schedule=schedule, database=database if elsewhere else None)
     url = conninfo(database_url, dbname=cron_database) if cron_database else database_url

@@ -26,7 +26,7 @@ _COMMIT: Final = Struct(">BQQq")
 _INSERT: Final = Struct(">IcH")
 _RELATION_TAIL: Final = Struct(">cH")
 _COLUMN: Final = Struct(">Ii")
-_VALUE: Final = Struct(">BI")
+_VALUE: Final = Struct(">xI")
 _LOGICAL: Final = Struct(">BQ")
 _UINT32: Final = Struct(">I")
 
@@ -232,12 +232,12 @@ class Decoder:
         values: list[bytes | None] = []
         append = values.append
         unpack = _VALUE.unpack_from
-        while count:
+        for _ in range(count):
             # 't' (116) is text. A value is at least five bytes unless it is null, and the last
             # column may be: hence the look before the leap.
             if data[at] == 116:
                 start = at + 5
-                at = start + unpack(data, at)[1]
+                at = start + unpack(data, at)[0]
                 append(data[start:at])
             elif data[at] == 110:  # n: null
                 at += 1
@@ -246,7 +246,6 @@ class Decoder:
                 # 'u' is an unchanged value, which an insert cannot have; 'b' is binary, which is
                 # not sent unless asked for.
                 raise ValueError(f"a value of kind {data[at : at + 1]!r}")
-            count -= 1
         if at != len(data):
             raise ValueError("the row's values do not end where the message ends")
         return reader(values, self._commit_lsn)

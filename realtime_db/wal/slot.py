@@ -222,7 +222,7 @@ async def _why_no_slot(connection: Connection, slot: str, error: psycopg.Error) 
             hint="The role needs REPLICATION.",
         )
     hint = None
-    if error.sqlstate == "53400":
+    if error.sqlstate == "53400" or "max_replication_slots" in message:
         hint = "Raise it: alter system set max_replication_slots = 20; then restart Postgres."
     return SlotError(f"replication slot {slot} cannot be made: {message}", hint=hint)
 

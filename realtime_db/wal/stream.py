@@ -71,6 +71,7 @@ async def open_stream(
     database_url: str,
     *,
     publication: str = PUBLICATION,
+    schema: str = "realtime",
     slot: str | None = None,
     failover: bool = False,
     logical_messages: bool = False,
@@ -83,6 +84,7 @@ async def open_stream(
     Args:
         database_url: a `postgresql://` URL or a libpq connection string, of a direct connection.
         publication: the publication to follow.
+        schema: where its table `messages` is; rows of other tables are skipped.
         slot: the name of a durable slot, which is made unless it exists; what commits while nobody
             reads it is sent later. None: a temporary slot, which starts now.
         failover: makes the durable slot one that standbys take over (from Postgres 17).
@@ -117,6 +119,7 @@ async def open_stream(
         stream = Stream(
             connection,
             publication=publication,
+            schema=schema,
             slot=found,
             logical_messages=logical_messages,
             status_interval_seconds=status_interval_seconds,
@@ -141,6 +144,7 @@ class Stream:
         connection: Connection,
         *,
         publication: str,
+        schema: str,
         slot: Slot,
         logical_messages: bool,
         status_interval_seconds: float,
@@ -153,7 +157,7 @@ class Stream:
         self._want_logical = logical_messages
         self._status_interval_seconds = status_interval_seconds
         self._active_slot_timeout_seconds = active_slot_timeout_seconds
-        self._decoder = Decoder()
+        self._decoder = Decoder(namespace=schema)
         self._session = Session(start_lsn=slot.start_lsn, now=0.0)
         self._end_lsn = slot.start_lsn
         self._transaction_has_messages = False

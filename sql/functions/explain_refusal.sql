@@ -30,7 +30,17 @@ begin
         using errcode = 'RT004', hint =
             'Subscribers would never get it. The JSON value null is ''null''::jsonb.';
     end if;
-    if to_regclass('realtime.messages_' || today) is null then
+    -- Unless a partition that somebody else made takes the row.
+    if to_regclass('realtime.messages_' || today) is null
+        and not exists (
+            select from pg_inherits as i
+            where i.inhparent = 'realtime.messages'::regclass
+                and not i.inhdetachpending
+                and i.inhrelid not in (
+                    select to_regclass('realtime.' || p.partition_name)
+                    from realtime.partitions() as p
+                )
+        ) then
         raise exception 'realtime.messages has no partition for today, messages_%',
             today
         using errcode = 'RT003', hint =
@@ -39,6 +49,15 @@ begin
     end if;
     -- Row level security applies to the caller. If no policy can let the row in, say so
     -- with the mend; a policy that is there and refuses speaks for itself.
+    if not has_table_privilege('realtime.messages', 'insert') then
+        raise exception '% may not insert into realtime.messages', current_user
+        using errcode = '42501', hint = format(
+            'Make the trigger function that sends security definer (with a pinned '
+            'search_path), or: grant insert on realtime.messages to %I; and add a policy '
+            'for insert.',
+            current_user
+        );
+    end if;
     if row_security_active('realtime.messages'::regclass) and not exists (
         select from pg_policy as p
         where p.polrelid = 'realtime.messages'::regclass

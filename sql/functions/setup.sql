@@ -17,6 +17,8 @@ set client_min_messages = 'warning'
 as $setup$
 begin
     -- include: schema/settings.sql
+    -- include: schema/explain_misfit.sql
+    -- include: schema/message_fits.sql
     -- include: schema/messages.sql
     -- include: schema/send_errors.sql
     -- include: schema/publication.sql

@@ -24,17 +24,47 @@ create table if not exists realtime.messages (
     )
 ) partition by range (inserted_at);
 
-alter sequence realtime.messages_position owned by realtime.messages.position;
-alter table realtime.messages enable row level security;
-
+-- What `create table` cannot say, or a hand has undone. Looked at first, for each of
+-- these makes senders wait, and setup() runs beside them.
 do $$
+declare
+    column_name text;
 begin
+    if not exists (
+        select from pg_depend
+        where objid = 'realtime.messages_position'::regclass and deptype = 'a'
+    ) then
+        alter sequence realtime.messages_position owned by realtime.messages.position;
+    end if;
+    if not (
+        select c.relrowsecurity from pg_class as c
+        where c.oid = 'realtime.messages'::regclass
+    ) then
+        alter table realtime.messages enable row level security;
+    end if;
+    if not exists (
+        select from pg_constraint
+        where conrelid = 'realtime.messages'::regclass and conname = 'messages_fit'
+    ) then
+        alter table realtime.messages add constraint messages_fit check (
+            realtime.message_fits(topic, event, payload, binary_payload)
+        );
+    end if;
     if exists (
         select from pg_settings
         where name = 'default_toast_compression' and 'lz4' = any (enumvals)
     ) then
-        alter table realtime.messages alter column payload set compression lz4;
-        alter table realtime.messages alter column binary_payload set compression lz4;
+        for column_name in
+            select attname from pg_attribute
+            where attrelid = 'realtime.messages'::regclass
+                and attname in ('payload', 'binary_payload')
+                and attcompression <> 'l'
+        loop
+            execute format(
+                'alter table realtime.messages alter column %I set compression lz4',
+                column_name
+            );
+        end loop;
     end if;
 end;
 $$;

@@ -119,7 +119,8 @@ BREAKAGES = {
     "few partitions": (drop_days(f"> {TODAY} + 1"), "partitions", Outcome.WARN),
     "a partition of somebody else": (
         "create table realtime.old partition of realtime.messages "
-        "for values from ('2000-01-01') to ('2001-01-01')",
+        "for values from ('2000-01-01') to ('2001-01-01'); "
+        "alter table realtime.old enable row level security",
         "partitions",
         Outcome.WARN,
     ),

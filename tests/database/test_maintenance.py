@@ -529,17 +529,15 @@ def test_a_database_without_realtime_db_is_told_to_migrate(empty_database_url: s
 
 
 def test_a_role_that_does_not_own_the_table_is_told_who_does(
-    database_url: str, server_url: str, connection: psycopg.Connection
+    database_url: str, server_url: str
 ) -> None:
     with psycopg.connect(server_url, autocommit=True) as admin:
         admin.execute("create role maintenance_passerby login password 'secret'")
-        connection.execute("grant usage on schema realtime to maintenance_passerby")
         try:
             url = make_conninfo(database_url, user="maintenance_passerby", password="secret")
             with pytest.raises(MissingRight, match='grant "app" to "maintenance_passerby"'):
                 maintain(url)
         finally:
-            connection.execute("revoke usage on schema realtime from maintenance_passerby")
             admin.execute("drop role maintenance_passerby")
 
 

@@ -1,4 +1,4 @@
-"""`realtime-db schedule --pg-cron` on a server. Where pg_cron is not, the tests of it are skipped."""
+"""`realtime-db schedule --pg-cron` on a server; what needs a real pg_cron is skipped without."""
 
 import asyncio
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def install(database_url: str, **options: str) -> int:
 
 @pytest.fixture
 def cron_admin(server_url: str) -> Iterator[psycopg.Connection]:
-    """A superuser in the database of pg_cron, in which the owner of the test database may use it."""
+    """A superuser in the database of pg_cron, which the test database's owner may use."""
     with psycopg.connect(server_url, autocommit=True) as admin:
         row = admin.execute("select current_setting('cron.database_name', true)").fetchone()
         assert row
@@ -50,9 +50,7 @@ def test_a_database_without_realtime_db_gets_no_job(empty_database_url: str) -> 
         install(empty_database_url)
 
 
-def test_a_role_that_does_not_own_the_table_gets_no_job(
-    database_url: str, server_url: str, connection: psycopg.Connection
-) -> None:
+def test_a_role_that_does_not_own_the_table_gets_no_job(database_url: str, server_url: str) -> None:
     with psycopg.connect(server_url, autocommit=True) as admin:
         admin.execute("create role schedule_passerby login password 'secret'")
         try:

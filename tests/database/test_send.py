@@ -468,3 +468,62 @@ def test_what_warn_swallowed_is_counted_whoever_wrote(connection: Connection) ->
     counted = connection.execute("select error_code, message from realtime.send_errors").fetchall()
     assert [code for code, _ in counted] == ["RT002", "42501"]
     assert "anon" in counted[1][1]
+
+
+def test_a_writer_without_the_right_to_insert_is_told_both_mends(
+    connection: Connection, server_url: str
+) -> None:
+    connection.execute("create role test_writer")
+    try:
+        connection.execute("grant usage on schema realtime to test_writer")
+        connection.execute("grant test_writer to current_user")
+        with (
+            connection.transaction(force_rollback=True),
+            pytest.raises(psycopg.errors.InsufficientPrivilege) as raised,
+        ):
+            connection.execute("set local role test_writer")
+            connection.execute("select realtime.send('{}', 'event', 'room:1')")
+    finally:
+        connection.execute("drop owned by test_writer")
+        connection.execute("drop role test_writer")
+
+    hint = str(raised.value.diag.message_hint)
+    assert "grant insert on realtime.messages to test_writer" in hint
+    assert "security definer" in hint
+
+
+def test_a_partition_of_somebody_else_takes_the_message(connection: Connection) -> None:
+    for (name,) in connection.execute(
+        "select partition_name from realtime.partitions()"
+    ).fetchall():
+        connection.execute(sql.SQL("drop table realtime.{}").format(sql.Identifier(name)))
+    connection.execute("create table realtime.all_days partition of realtime.messages default")
+
+    connection.execute("select realtime.send('{}', 'event', 'topic')")
+
+    assert connection.execute("select count(*) from realtime.all_days").fetchone() == (1,)
+
+
+def test_setup_gives_back_what_a_hand_took(connection: Connection) -> None:
+    connection.execute("alter table realtime.messages drop constraint messages_fit")
+    connection.execute("alter table realtime.messages disable row level security")
+    connection.execute("alter publication realtime_messages drop table realtime.messages")
+
+    connection.execute("select realtime.setup()")
+
+    with pytest.raises(psycopg.Error, match="RT005|too long|bytes long"):
+        connection.execute(SEND, [Jsonb(1), "event", "t" * 247, True])
+    assert connection.execute(
+        "select relrowsecurity from pg_class where oid = 'realtime.messages'::regclass"
+    ).fetchone() == (True,)
+    assert connection.execute(
+        "select tablename from pg_publication_tables where pubname = 'realtime_messages'"
+    ).fetchall() == [("messages",)]
+
+
+def test_setup_runs_beside_senders_and_readers(connection: Connection, database_url: str) -> None:
+    with psycopg.connect(database_url) as sender:
+        sender.execute("select realtime.send('{}', 'event', 'topic')")
+        connection.execute("set lock_timeout = '2s'")
+
+        connection.execute("select realtime.setup()")

@@ -19,6 +19,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from realtime_db import embedded
 from realtime_db.errors import (
     ConnectionFailed,
     MissingRight,
@@ -330,6 +331,20 @@ def test_a_missing_right_is_answered_with_the_statement_that_grants_it(
         # Following needs no right on the table: the publication decides.
         with following(reader_url):
             pass
+
+
+def test_a_server_without_logical_decoding_is_answered_with_the_setting() -> None:
+    binaries = os.environ.get("REALTIME_DB_TEST_BINARIES")
+
+    async def test() -> None:
+        async with embedded.start(binaries=binaries, settings={"wal_level": "replica"}) as server:
+            with psycopg.connect(server.url, autocommit=True) as admin:
+                admin.execute("create publication realtime_messages")
+            told = await asyncio.to_thread(refused, server.url)
+        assert "wal_level is replica" in told
+        assert "alter system set wal_level = 'logical';" in told
+
+    run(test)
 
 
 def test_an_unreachable_server_is_named() -> None:

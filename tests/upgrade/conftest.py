@@ -100,6 +100,8 @@ DESCRIBE = r"""
 
 # Of the daily partitions only one is described: which days there are depends on today.
 DAY = re.compile(r"\d{4}[-_]\d\d[-_]\d\d")
+# What pg_dump says about itself and its session, and the compression of builds that have lz4.
+NOISE = re.compile(r"^(SET |SELECT pg_catalog|\\(un)?restrict|-- Dumped|--$)|COMPRESSION lz4")
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,35 @@ class ExtensionServer:
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    @property
+    def major(self) -> int:
+        """The release of the server."""
+        with psycopg.connect(self.embedded.url) as connection:
+            return connection.info.server_version // 10000
+
+    def dump_schema(self, url: str) -> str:
+        """`pg_dump --schema-only` with one partition, and without what differs by day or build."""
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(
+                """
+                do $$
+                declare
+                    name text;
+                begin
+                    for name in
+                        select partition_name from realtime.partitions() order by day offset 1
+                    loop
+                        execute format('drop table realtime.%I', name);
+                    end loop;
+                end;
+                $$
+                """
+            )
+        dump = self.run("pg_dump", url, "--schema-only", "--no-owner")
+        lines = [line for line in dump.splitlines() if not NOISE.search(line)]
+        text = DAY.sub("DAY", "\n".join(lines))
+        return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 @pytest.fixture(scope="session")
