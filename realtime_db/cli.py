@@ -7,16 +7,21 @@ Exit status 1 is an error, 2 wrong usage; `status` has more, which its help list
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import re
+import shutil
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from realtime_db import __version__
 from realtime_db.errors import RealtimeDbError
+from realtime_db.settings import Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -204,6 +209,53 @@ def maintain(database_url: str, every: float | None, as_json: bool) -> None:
 
 
 @main.command()
+@click.option("--pg-cron", "kind", flag_value="pg-cron", help="The statement for pg_cron.")
+@click.option("--systemd", "kind", flag_value="systemd", help="A service and a timer.")
+@click.option("--kubernetes", "kind", flag_value="kubernetes", help="A CronJob.")
+@click.option("--install", is_flag=True, help="With --pg-cron: schedule it, do not print.")
+@click.option("--cron-database", metavar="NAME", help="With --pg-cron: the database it is in.")
+@click.option("--image", help="With --kubernetes: has realtime-db on its PATH.")
+@click.option(
+    "--database-url",
+    envvar="DATABASE_URL",
+    show_envvar=True,
+    metavar="URL",
+    help="With --install: of the owner of realtime.messages.",
+)
+def schedule(
+    kind: str | None,
+    install: bool,
+    cron_database: str | None,
+    image: str | None,
+    database_url: str | None,
+) -> None:
+    """Print the hourly job that runs `maintain`, or install it.
+
+    Choose one of --pg-cron, --systemd and --kubernetes.
+    """
+    from realtime_db.retention import schedule as jobs
+
+    if kind is None:
+        raise click.UsageError("Choose one of --pg-cron, --systemd and --kubernetes.")
+    if install and kind != "pg-cron":
+        raise click.UsageError(f"--install goes with --pg-cron; print --{kind} and put it there.")
+    if install:
+        if database_url is None:
+            raise click.UsageError("--install needs --database-url (or DATABASE_URL).")
+        job = asyncio.run(jobs.install_pg_cron(database_url, cron_database=cron_database))
+        click.echo(f"pg_cron runs the maintenance every hour, as job {job}")
+    elif kind == "kubernetes":
+        if image is None:
+            raise click.UsageError("--kubernetes needs --image, which has realtime-db on its PATH.")
+        click.echo(jobs.kubernetes(image=image), nl=False)
+    elif kind == "systemd":
+        executable = shutil.which("realtime-db") or "/usr/local/bin/realtime-db"
+        click.echo(jobs.systemd(executable=executable), nl=False)
+    else:
+        click.echo(jobs.pg_cron(), nl=False)
+
+
+@main.command()
 @_database_url
 @click.argument("topics", nargs=-1, metavar="[TOPIC]...")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for each message.")
@@ -222,6 +274,91 @@ def tail(
     sys.exit(
         tailing.run(database_url, topics, json_lines=as_json, from_start=from_start, count=count)
     )
+
+
+def _server_options(command: Command) -> Command:
+    """An option for every field of `Settings` but the database."""
+    for one in reversed(dataclasses.fields(Settings)):
+        if one.name == "database_url":
+            continue
+        flag = "--" + one.name.replace("_", "-")
+        many = one.default == ()
+        if isinstance(one.default, bool):
+            kind: dict[str, Any] = {"is_flag": True}
+            flag = f"{flag}/--no{flag[1:]}" if one.default else flag
+        elif "Path" in str(one.type):
+            kind = {"type": click.Path(path_type=Path, exists=True, dir_okay=False)}
+        else:
+            kind = {"type": str if many or one.default is None else type(one.default)}
+        command = click.option(
+            flag.removesuffix("s") if many else flag,
+            one.name,
+            default=one.default,
+            multiple=many,
+            show_default=one.default not in ((), None, False),
+            envvar=f"REALTIME_DB_{one.name.removesuffix('s') if many else one.name}".upper(),
+            show_envvar=True,
+            help=one.metadata["help"],
+            **kind,
+        )(command)
+    return command
+
+
+@main.command()
+@_database_url
+@_server_options
+def serve(**options: Any) -> None:
+    """Bring committed messages to WebSocket clients, and clients' broadcasts to each other.
+
+    Speaks the protocol of Supabase Realtime: supabase-js and realtime-py work unmodified. Run it as
+    the owner of realtime.messages with REPLICATION. SIGHUP reads the keys again; SIGTERM tells the
+    clients, and ends.
+    """
+    _serve(Settings(**options))
+
+
+def _serve(settings: Settings) -> None:
+    from realtime_db import server
+
+    if not (settings.jwt_secrets or settings.jwt_secrets_file or settings.jwks):
+        raise click.UsageError("No key: give --jwt-secret, --jwt-secrets-file or --jwks.")
+    sys.exit(server.run(settings))
+
+
+@main.command()
+@click.option(
+    "--jwt-secret",
+    envvar="REALTIME_DB_JWT_SECRET",
+    show_envvar=True,
+    required=True,
+    help="The shared secret that the server has.",
+)
+@click.option("--role", default="anon", show_default=True, help="The Postgres role it stands for.")
+@click.option("--sub", help="The user.")
+@click.option("--ttl", type=_Duration(), default="30d", show_default=True)
+def token(jwt_secret: str, role: str, sub: str | None, ttl: float) -> None:
+    """Mint a key for development: a JWT that the server takes."""
+    from realtime_db.auth import tokens
+
+    click.echo(tokens.mint(jwt_secret, role=role, sub=sub, now=time.time(), ttl_seconds=ttl))
+
+
+@main.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder that keeps the database between runs.  [default: ~/.local/share/realtime-db]",
+)
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=int, default=4000, show_default=True)
+def dev(data: Path | None, host: str, port: int) -> None:
+    """Run everything on this machine: a private Postgres, migrated, with keys and a server.
+
+    Needs the extras `embedded` and `server`. Data and keys are kept between runs.
+    """
+    from realtime_db import development
+
+    sys.exit(development.run(data, host=host, port=port))
 
 
 @main.command()

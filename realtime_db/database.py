@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -87,3 +88,13 @@ def connection_failed(database_url: str, error: Exception) -> ConnectionFailed:
         f"cannot connect to {describe(database_url)}: {cause[0] if cause else 'unknown cause'}",
         hint="Check --database-url (or DATABASE_URL), and that the server accepts the login.",
     )
+
+
+def conninfo_url(given: str) -> str:
+    """The `postgresql://` URL of a connection string, for people and for other programs."""
+    known = conninfo_to_dict(given)
+    user, password, name = (
+        quote(str(known.get(part) or ""), safe="") for part in ("user", "password", "dbname")
+    )
+    address = f"{known.get('host', 'localhost')}:{known.get('port', 5432)}"
+    return f"postgresql://{user}:{password}@{address}/{name}"

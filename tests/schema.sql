@@ -119,7 +119,7 @@ $$;
 
 -- Name: FUNCTION create_partition(day date); Type: COMMENT; Schema: realtime; Owner: -
 
-COMMENT ON FUNCTION realtime.create_partition(day date) IS 'Makes the partition of realtime.messages for a UTC day; returns whether it was missing.';
+COMMENT ON FUNCTION realtime.create_partition(day date) IS 'Makes the partition of realtime.messages for a UTC day; returns if it was missing.';
 
 -- Name: drop_partition(date); Type: FUNCTION; Schema: realtime; Owner: -
 
@@ -144,7 +144,7 @@ $$;
 
 -- Name: FUNCTION drop_partition(day date); Type: COMMENT; Schema: realtime; Owner: -
 
-COMMENT ON FUNCTION realtime.drop_partition(day date) IS 'Drops the partition of realtime.messages for a UTC day; returns whether there was one.';
+COMMENT ON FUNCTION realtime.drop_partition(day date) IS 'Drops the partition of realtime.messages for a UTC day; returns if there was one.';
 
 -- Name: explain_misfit(text, text, jsonb, bytea); Type: FUNCTION; Schema: realtime; Owner: -
 
@@ -152,43 +152,43 @@ CREATE FUNCTION realtime.explain_misfit(topic text, event text, payload jsonb, b
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
-declare
-    payload_bytes integer := coalesce(
-        octet_length(binary_payload), octet_length(payload::text), 0
-    );
-    max_bytes integer;
-begin
-    if payload is not null and binary_payload is not null then
-        raise exception 'the message for topic % has a payload and a binary_payload',
-            topic
-        using errcode = 'RT006', hint = 'Set one of the two.';
-    end if;
-    if octet_length(topic) = 0 then
-        raise exception 'the message has no topic: it is an empty string'
-        using errcode = 'RT002', hint = 'Give the topic that clients subscribe to.';
-    end if;
-    if octet_length(topic) > 246 then
-        raise exception 'the topic is % bytes long; at most 246 fit into a frame: %…',
-            octet_length(topic), left(topic, 40)
-        using errcode = 'RT005', hint = 'Use a shorter topic, such as a key or a hash.';
-    end if;
-    if octet_length(event) > 255 then
-        raise exception 'the event is % bytes long; at most 255 fit into a frame: %…',
-            octet_length(event), left(event, 40)
-        using errcode = 'RT005', hint = 'Use a shorter event name.';
-    end if;
-    -- No row: a restore in progress, which must not refuse what was once accepted.
-    select s.max_payload_bytes into max_bytes from realtime.settings as s;
-    if payload_bytes > max_bytes then
-        raise exception 'the payload for topic % is % bytes; at most % are allowed',
-            topic, payload_bytes, max_bytes
-        using errcode = 'RT001', hint =
-            'Send the key and let clients fetch the rest, or: '
-            'update realtime.settings set max_payload_bytes = …';
-    end if;
-    return true;
-end;
-$$;
+    declare
+        payload_bytes integer := coalesce(
+            octet_length(binary_payload), octet_length(payload::text), 0
+        );
+        max_bytes integer;
+    begin
+        if payload is not null and binary_payload is not null then
+            raise exception 'the message for topic % has a payload and a binary_payload',
+                topic
+            using errcode = 'RT006', hint = 'Set one of the two.';
+        end if;
+        if octet_length(topic) = 0 then
+            raise exception 'the message has no topic: it is an empty string'
+            using errcode = 'RT002', hint = 'Give the topic that clients subscribe to.';
+        end if;
+        if octet_length(topic) > 246 then
+            raise exception 'the topic is % bytes long; at most 246 fit into a frame: %…',
+                octet_length(topic), left(topic, 40)
+            using errcode = 'RT005', hint = 'Use a shorter topic, such as a key or a hash.';
+        end if;
+        if octet_length(event) > 255 then
+            raise exception 'the event is % bytes long; at most 255 fit into a frame: %…',
+                octet_length(event), left(event, 40)
+            using errcode = 'RT005', hint = 'Use a shorter event name.';
+        end if;
+        -- No row: a restore in progress, which must not refuse what was once accepted.
+        select s.max_payload_bytes into max_bytes from realtime.settings as s;
+        if payload_bytes > max_bytes then
+            raise exception 'the payload for topic % is % bytes; at most % are allowed',
+                topic, payload_bytes, max_bytes
+            using errcode = 'RT001', hint =
+                'Send the key and let clients fetch the rest, or: '
+                'update realtime.settings set max_payload_bytes = …';
+        end if;
+        return true;
+    end;
+    $$;
 
 -- Name: FUNCTION explain_misfit(topic text, event text, payload jsonb, binary_payload bytea); Type: COMMENT; Schema: realtime; Owner: -
 
@@ -216,7 +216,17 @@ begin
         using errcode = 'RT004', hint =
             'Subscribers would never get it. The JSON value null is ''null''::jsonb.';
     end if;
-    if to_regclass('realtime.messages_' || today) is null then
+    -- Unless a partition that somebody else made takes the row.
+    if to_regclass('realtime.messages_' || today) is null
+        and not exists (
+            select from pg_inherits as i
+            where i.inhparent = 'realtime.messages'::regclass
+                and not i.inhdetachpending
+                and i.inhrelid not in (
+                    select to_regclass('realtime.' || p.partition_name)
+                    from realtime.partitions() as p
+                )
+        ) then
         raise exception 'realtime.messages has no partition for today, messages_%',
             today
         using errcode = 'RT003', hint =
@@ -225,6 +235,15 @@ begin
     end if;
     -- Row level security applies to the caller. If no policy can let the row in, say so
     -- with the mend; a policy that is there and refuses speaks for itself.
+    if not has_table_privilege('realtime.messages', 'insert') then
+        raise exception '% may not insert into realtime.messages', current_user
+        using errcode = '42501', hint = format(
+            'Make the trigger function that sends security definer (with a pinned '
+            'search_path), or: grant insert on realtime.messages to %I; and add a policy '
+            'for insert.',
+            current_user
+        );
+    end if;
     if row_security_active('realtime.messages'::regclass) and not exists (
         select from pg_policy as p
         where p.polrelid = 'realtime.messages'::regclass
@@ -265,10 +284,9 @@ CREATE FUNCTION realtime.maintain(today date DEFAULT ((clock_timestamp() AT TIME
 declare
     settings record;
     wanted date;
-    doomed record;
+    doomed date[];
+    done integer := 0;
     held_since timestamptz;
-    attempts integer := 0;
-    done date[] := '{}';
 begin
     if pg_is_in_recovery() then
         raise notice 'a standby: its primary is maintained, and it follows';
@@ -287,7 +305,9 @@ begin
             union all
             -- Retention may have been raised while they were on their way out.
             select p.day from realtime.partitions() as p
-            where p.leaving and p.day < today and p.day >= today - settings.retention_days
+            where p.leaving
+                and p.day < today
+                and p.day >= today - settings.retention_days
         ) as d (day)
         where not exists (
             select from realtime.partitions() as p where p.day = d.day and p.attached
@@ -310,30 +330,32 @@ begin
         return next;
     end loop;
 
-    -- Senders wait for what follows.
+    doomed := array(
+        select p.day
+        from realtime.partitions() as p
+        where p.day < today - settings.retention_days
+            and (p.attached or p.detaching or p.leaving)
+        order by p.day
+    );
+    if doomed = '{}' then
+        return;
+    end if;
+    -- Senders wait for what follows, so that as much as can be is done before it: with
+    -- this, which drops nothing, the function is compiled and its queries are planned.
+    perform realtime.drop_partition(null);
     perform set_config('lock_timeout', '5ms', true);
-    loop
-        exit when not exists (
-            select from realtime.partitions() as p
-            where p.day < today - settings.retention_days
-                and (p.attached or p.detaching or p.leaving)
-        );
-        attempts := attempts + 1;
+    for attempt in 1..20 loop
         begin
             -- Only the table itself: its partitions are locked as they are dropped.
             lock table only realtime.messages in access exclusive mode;
             held_since := clock_timestamp();
-            for doomed in
-                select p.partition_name as table_name, p.day
-                from realtime.partitions() as p
-                where p.day < today - settings.retention_days
-                    and (p.attached or p.detaching or p.leaving)
-                order by p.day
+            while done < cardinality(doomed)
+                and clock_timestamp() < held_since + interval '5 ms'
             loop
-                exit when clock_timestamp() > held_since + interval '10 ms';
-                partition_name := doomed.table_name;
+                done := done + 1;
+                partition_name := 'messages_' || to_char(doomed[done], 'YYYY_MM_DD');
                 begin
-                    perform realtime.drop_partition(doomed.day);
+                    perform realtime.drop_partition(doomed[done]);
                     action := 'dropped';
                     reason := null;
                 exception
@@ -348,29 +370,23 @@ begin
                         raise warning 'cannot drop realtime.%: %',
                             partition_name, sqlerrm;
                 end;
-                done := done || doomed.day;
                 return next;
             end loop;
             exit;
         exception when lock_not_available or deadlock_detected then
-            exit when attempts = 20;
+            -- The senders who queued up behind us pass in the meantime.
+            perform pg_sleep(0.05 + random() * 0.1);
         end;
-        perform pg_sleep(0.05 + random() * 0.1);
     end loop;
 
     action := 'left';
     reason := case
-        when held_since is null then 'realtime.messages was in use all the time'
+        when done = 0 then 'realtime.messages was in use all the time'
         else 'enough for one call'
     end;
-    for partition_name in
-        select p.partition_name
-        from realtime.partitions() as p
-        where p.day < today - settings.retention_days
-            and (p.attached or p.detaching or p.leaving)
-            and p.day <> all (done)
-        order by p.day
-    loop
+    while done < cardinality(doomed) loop
+        done := done + 1;
+        partition_name := 'messages_' || to_char(doomed[done], 'YYYY_MM_DD');
         return next;
     end loop;
 end;
@@ -385,30 +401,30 @@ COMMENT ON FUNCTION realtime.maintain(today date) IS 'Makes the partitions of th
 CREATE FUNCTION realtime.message_fits(topic text, event text, payload jsonb, binary_payload bytea) RETURNS boolean
     LANGUAGE plpgsql STABLE
     AS $$
-begin
-    -- 8 kB of binary JSON are less than the smallest limit, 64 kB, in text.
-    if pg_catalog.octet_length(topic) operator(pg_catalog.>) 0
-        and pg_catalog.octet_length(topic) operator(pg_catalog.<=) 246
-        and (
-            event is null
-            or pg_catalog.octet_length(event) operator(pg_catalog.<=) 255
-        )
-        and (
-            payload is null
-            or (
-                binary_payload is null
-                and pg_catalog.pg_column_size(payload) operator(pg_catalog.<=) 8192
+    begin
+        -- 8 kB of binary JSON are less than the smallest limit, 64 kB, in text.
+        if pg_catalog.octet_length(topic) operator(pg_catalog.>) 0
+            and pg_catalog.octet_length(topic) operator(pg_catalog.<=) 246
+            and (
+                event is null
+                or pg_catalog.octet_length(event) operator(pg_catalog.<=) 255
             )
-        )
-        and (
-            binary_payload is null
-            or pg_catalog.octet_length(binary_payload) operator(pg_catalog.<=) 8192
-        ) then
-        return true;
-    end if;
-    return realtime.explain_misfit(topic, event, payload, binary_payload);
-end;
-$$;
+            and (
+                payload is null
+                or (
+                    binary_payload is null
+                    and pg_catalog.pg_column_size(payload) operator(pg_catalog.<=) 8192
+                )
+            )
+            and (
+                binary_payload is null
+                or pg_catalog.octet_length(binary_payload) operator(pg_catalog.<=) 8192
+            ) then
+            return true;
+        end if;
+        return realtime.explain_misfit(topic, event, payload, binary_payload);
+    end;
+    $$;
 
 -- Name: FUNCTION message_fits(topic text, event text, payload jsonb, binary_payload bytea); Type: COMMENT; Schema: realtime; Owner: -
 
@@ -679,6 +695,109 @@ begin
     'Days for which partitions are made in advance.';
     comment on column realtime.settings.max_payload_bytes is
     'Largest payload, in bytes of its JSON text or of its binary form.';
+    -- Raises the error that says why a message does not fit into a frame; message_fits()
+    -- calls it for every message that is not small.
+    --
+    -- returns   true, if it fits after all
+    -- errors    RT001 payload too large · RT002 topic missing · RT005 topic or event too
+    --           long · RT006 two payloads
+    create or replace function realtime.explain_misfit(
+        topic text,
+        event text,
+        payload jsonb,
+        binary_payload bytea
+    )
+    returns boolean
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    declare
+        payload_bytes integer := coalesce(
+            octet_length(binary_payload), octet_length(payload::text), 0
+        );
+        max_bytes integer;
+    begin
+        if payload is not null and binary_payload is not null then
+            raise exception 'the message for topic % has a payload and a binary_payload',
+                topic
+            using errcode = 'RT006', hint = 'Set one of the two.';
+        end if;
+        if octet_length(topic) = 0 then
+            raise exception 'the message has no topic: it is an empty string'
+            using errcode = 'RT002', hint = 'Give the topic that clients subscribe to.';
+        end if;
+        if octet_length(topic) > 246 then
+            raise exception 'the topic is % bytes long; at most 246 fit into a frame: %…',
+                octet_length(topic), left(topic, 40)
+            using errcode = 'RT005', hint = 'Use a shorter topic, such as a key or a hash.';
+        end if;
+        if octet_length(event) > 255 then
+            raise exception 'the event is % bytes long; at most 255 fit into a frame: %…',
+                octet_length(event), left(event, 40)
+            using errcode = 'RT005', hint = 'Use a shorter event name.';
+        end if;
+        -- No row: a restore in progress, which must not refuse what was once accepted.
+        select s.max_payload_bytes into max_bytes from realtime.settings as s;
+        if payload_bytes > max_bytes then
+            raise exception 'the payload for topic % is % bytes; at most % are allowed',
+                topic, payload_bytes, max_bytes
+            using errcode = 'RT001', hint =
+                'Send the key and let clients fetch the rest, or: '
+                'update realtime.settings set max_payload_bytes = …';
+        end if;
+        return true;
+    end;
+    $$;
+
+    comment on function realtime.explain_misfit(text, text, jsonb, bytea) is
+    'Raises the error that says why a message does not fit into a frame; true if it does.';
+    -- Whether a message fits into a frame: the check constraint of realtime.messages.
+    --
+    -- One call without a pinned search_path, and so every name is qualified: a check
+    -- constraint is planned anew by each insert, which costs 18 us if the comparisons stand
+    -- in the constraint itself and 4 us like this. Here and not in functions/, for the table
+    -- needs it: as a member of the extension it would keep `drop extension` from working.
+    --
+    -- returns   true
+    -- errors    those of explain_misfit
+    create or replace function realtime.message_fits(
+        topic text,
+        event text,
+        payload jsonb,
+        binary_payload bytea
+    )
+    returns boolean
+    language plpgsql
+    stable
+    as $$
+    begin
+        -- 8 kB of binary JSON are less than the smallest limit, 64 kB, in text.
+        if pg_catalog.octet_length(topic) operator(pg_catalog.>) 0
+            and pg_catalog.octet_length(topic) operator(pg_catalog.<=) 246
+            and (
+                event is null
+                or pg_catalog.octet_length(event) operator(pg_catalog.<=) 255
+            )
+            and (
+                payload is null
+                or (
+                    binary_payload is null
+                    and pg_catalog.pg_column_size(payload) operator(pg_catalog.<=) 8192
+                )
+            )
+            and (
+                binary_payload is null
+                or pg_catalog.octet_length(binary_payload) operator(pg_catalog.<=) 8192
+            ) then
+            return true;
+        end if;
+        return realtime.explain_misfit(topic, event, payload, binary_payload);
+    end;
+    $$;
+
+    comment on function realtime.message_fits(text, text, jsonb, bytea) is
+    'Whether a message fits into a frame: true, or an error that says why not.';
     -- Messages, one partition per UTC day. The first nine columns are those of Supabase
     -- Realtime, so that policies and code written for it work here.
     create sequence if not exists realtime.messages_position as bigint cache 32;
@@ -705,17 +824,47 @@ begin
         )
     ) partition by range (inserted_at);
 
-    alter sequence realtime.messages_position owned by realtime.messages.position;
-    alter table realtime.messages enable row level security;
-
+    -- What `create table` cannot say, or a hand has undone. Looked at first, for each of
+    -- these makes senders wait, and setup() runs beside them.
     do $$
+    declare
+        column_name text;
     begin
+        if not exists (
+            select from pg_depend
+            where objid = 'realtime.messages_position'::regclass and deptype = 'a'
+        ) then
+            alter sequence realtime.messages_position owned by realtime.messages.position;
+        end if;
+        if not (
+            select c.relrowsecurity from pg_class as c
+            where c.oid = 'realtime.messages'::regclass
+        ) then
+            alter table realtime.messages enable row level security;
+        end if;
+        if not exists (
+            select from pg_constraint
+            where conrelid = 'realtime.messages'::regclass and conname = 'messages_fit'
+        ) then
+            alter table realtime.messages add constraint messages_fit check (
+                realtime.message_fits(topic, event, payload, binary_payload)
+            );
+        end if;
         if exists (
             select from pg_settings
             where name = 'default_toast_compression' and 'lz4' = any (enumvals)
         ) then
-            alter table realtime.messages alter column payload set compression lz4;
-            alter table realtime.messages alter column binary_payload set compression lz4;
+            for column_name in
+                select attname from pg_attribute
+                where attrelid = 'realtime.messages'::regclass
+                    and attname in ('payload', 'binary_payload')
+                    and attcompression <> 'l'
+            loop
+                execute format(
+                    'alter table realtime.messages alter column %I set compression lz4',
+                    column_name
+                );
+            end loop;
         end if;
     end;
     $$;
@@ -769,6 +918,12 @@ begin
         if not exists (select from pg_publication where pubname = 'realtime_messages') then
             create publication realtime_messages for table realtime.messages
             with (publish = 'insert', publish_via_partition_root = true);
+        elsif not exists (
+            -- A restore without the table leaves the publication empty.
+            select from pg_publication_tables
+            where pubname = 'realtime_messages' and schemaname = 'realtime'
+        ) then
+            alter publication realtime_messages add table realtime.messages;
         end if;
     end;
     $$;

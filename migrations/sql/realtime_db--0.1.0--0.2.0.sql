@@ -81,7 +81,8 @@ comment on function realtime.broadcast_changes(
 -- effects   `like` and `attach` instead of `create … partition of`: they do not wait
 --           for readers of the parent, and senders do not wait for them
 -- errors    42501 not the owner of realtime.messages · 42P17 a partition that somebody
---           else made holds a part of that day · 42809 a table of that name is in the way
+--           else made holds a part of that day · 42809 a table of that name is another
+--           partition
 create or replace function realtime.create_partition(day date)
 returns boolean
 language plpgsql
@@ -143,7 +144,7 @@ end;
 $$;
 
 comment on function realtime.create_partition(date) is
-'Makes the partition of realtime.messages for a UTC day; returns whether it was missing.';
+'Makes the partition of realtime.messages for a UTC day; returns if it was missing.';
 
 revoke execute on function realtime.create_partition(date) from public;
 
@@ -177,7 +178,7 @@ end;
 $$;
 
 comment on function realtime.drop_partition(date) is
-'Drops the partition of realtime.messages for a UTC day; returns whether there was one.';
+'Drops the partition of realtime.messages for a UTC day; returns if there was one.';
 
 revoke execute on function realtime.drop_partition(date) from public;
 
@@ -213,7 +214,17 @@ begin
         using errcode = 'RT004', hint =
             'Subscribers would never get it. The JSON value null is ''null''::jsonb.';
     end if;
-    if to_regclass('realtime.messages_' || today) is null then
+    -- Unless a partition that somebody else made takes the row.
+    if to_regclass('realtime.messages_' || today) is null
+        and not exists (
+            select from pg_inherits as i
+            where i.inhparent = 'realtime.messages'::regclass
+                and not i.inhdetachpending
+                and i.inhrelid not in (
+                    select to_regclass('realtime.' || p.partition_name)
+                    from realtime.partitions() as p
+                )
+        ) then
         raise exception 'realtime.messages has no partition for today, messages_%',
             today
         using errcode = 'RT003', hint =
@@ -222,6 +233,15 @@ begin
     end if;
     -- Row level security applies to the caller. If no policy can let the row in, say so
     -- with the mend; a policy that is there and refuses speaks for itself.
+    if not has_table_privilege('realtime.messages', 'insert') then
+        raise exception '% may not insert into realtime.messages', current_user
+        using errcode = '42501', hint = format(
+            'Make the trigger function that sends security definer (with a pinned '
+            'search_path), or: grant insert on realtime.messages to %I; and add a policy '
+            'for insert.',
+            current_user
+        );
+    end if;
     if row_security_active('realtime.messages'::regclass) and not exists (
         select from pg_policy as p
         where p.polrelid = 'realtime.messages'::regclass
@@ -250,8 +270,8 @@ $$;
 comment on function realtime.explain_refusal(text, text, boolean) is
 'Raises the error that says why a message cannot be stored, and what to do about it.';
 
--- Makes the partitions of realtime.messages for today and the days ahead, and drops those
--- that are older than realtime.settings.retention_days. For pg_cron, every hour:
+-- Makes the partitions of realtime.messages for today and the days ahead, and drops
+-- those that are older than realtime.settings.retention_days. For pg_cron, every hour:
 --
 --     select cron.schedule('realtime-db maintain', '7 * * * *',
 --                          'select * from realtime.maintain()');
@@ -260,13 +280,13 @@ comment on function realtime.explain_refusal(text, text, boolean) is
 -- returns   a row for each partition that was 'created' or 'dropped', is 'left' for the
 --           next call, or 'failed'; reason says why. None of the last two is an error:
 --           that would undo the rest. A failure is a warning as well
--- effects   senders wait 20 ms at most. Not being able to drop beside readers (that takes
---           `detach … concurrently`, which no function can do), it asks for the lock for
---           5 ms at a time, 20 times within some 2 seconds, and once it has the lock it
---           keeps it for about 10 ms; what is left, it leaves for the next call. Does
---           nothing on a standby and beside another maintainer
--- errors    42501 not the owner of realtime.messages. Runs with the rights of its caller,
---           and only the owner may call it
+-- effects   to drop beside readers takes `detach … concurrently`, which no function can
+--           do. So this asks for the lock that senders wait for, 5 ms at a time, 20
+--           times in some 2 seconds, and begins no drop when it has had the lock for
+--           5 ms; what is left, it leaves for the next call. Call it in a transaction
+--           of its own. Does nothing on a standby and beside another maintainer
+-- errors    42501 not the owner of realtime.messages. Runs with the rights of its
+--           caller, and only the owner may call it
 create or replace function realtime.maintain(
     today date default (clock_timestamp() at time zone 'utc')::date
 )
@@ -282,10 +302,9 @@ as $$
 declare
     settings record;
     wanted date;
-    doomed record;
+    doomed date[];
+    done integer := 0;
     held_since timestamptz;
-    attempts integer := 0;
-    done date[] := '{}';
 begin
     if pg_is_in_recovery() then
         raise notice 'a standby: its primary is maintained, and it follows';
@@ -304,7 +323,9 @@ begin
             union all
             -- Retention may have been raised while they were on their way out.
             select p.day from realtime.partitions() as p
-            where p.leaving and p.day < today and p.day >= today - settings.retention_days
+            where p.leaving
+                and p.day < today
+                and p.day >= today - settings.retention_days
         ) as d (day)
         where not exists (
             select from realtime.partitions() as p where p.day = d.day and p.attached
@@ -327,30 +348,32 @@ begin
         return next;
     end loop;
 
-    -- Senders wait for what follows.
+    doomed := array(
+        select p.day
+        from realtime.partitions() as p
+        where p.day < today - settings.retention_days
+            and (p.attached or p.detaching or p.leaving)
+        order by p.day
+    );
+    if doomed = '{}' then
+        return;
+    end if;
+    -- Senders wait for what follows, so that as much as can be is done before it: with
+    -- this, which drops nothing, the function is compiled and its queries are planned.
+    perform realtime.drop_partition(null);
     perform set_config('lock_timeout', '5ms', true);
-    loop
-        exit when not exists (
-            select from realtime.partitions() as p
-            where p.day < today - settings.retention_days
-                and (p.attached or p.detaching or p.leaving)
-        );
-        attempts := attempts + 1;
+    for attempt in 1..20 loop
         begin
             -- Only the table itself: its partitions are locked as they are dropped.
             lock table only realtime.messages in access exclusive mode;
             held_since := clock_timestamp();
-            for doomed in
-                select p.partition_name as table_name, p.day
-                from realtime.partitions() as p
-                where p.day < today - settings.retention_days
-                    and (p.attached or p.detaching or p.leaving)
-                order by p.day
+            while done < cardinality(doomed)
+                and clock_timestamp() < held_since + interval '5 ms'
             loop
-                exit when clock_timestamp() > held_since + interval '10 ms';
-                partition_name := doomed.table_name;
+                done := done + 1;
+                partition_name := 'messages_' || to_char(doomed[done], 'YYYY_MM_DD');
                 begin
-                    perform realtime.drop_partition(doomed.day);
+                    perform realtime.drop_partition(doomed[done]);
                     action := 'dropped';
                     reason := null;
                 exception
@@ -365,29 +388,23 @@ begin
                         raise warning 'cannot drop realtime.%: %',
                             partition_name, sqlerrm;
                 end;
-                done := done || doomed.day;
                 return next;
             end loop;
             exit;
         exception when lock_not_available or deadlock_detected then
-            exit when attempts = 20;
+            -- The senders who queued up behind us pass in the meantime.
+            perform pg_sleep(0.05 + random() * 0.1);
         end;
-        perform pg_sleep(0.05 + random() * 0.1);
     end loop;
 
     action := 'left';
     reason := case
-        when held_since is null then 'realtime.messages was in use all the time'
+        when done = 0 then 'realtime.messages was in use all the time'
         else 'enough for one call'
     end;
-    for partition_name in
-        select p.partition_name
-        from realtime.partitions() as p
-        where p.day < today - settings.retention_days
-            and (p.attached or p.detaching or p.leaving)
-            and p.day <> all (done)
-        order by p.day
-    loop
+    while done < cardinality(doomed) loop
+        done := done + 1;
+        partition_name := 'messages_' || to_char(doomed[done], 'YYYY_MM_DD');
         return next;
     end loop;
 end;
@@ -444,7 +461,8 @@ as $$
         and c.relname = 'messages_' || to_char(d.day, 'YYYY_MM_DD')
         and case
             when i.inhrelid is null then not c.relispartition
-            else pg_get_expr(c.relpartbound, c.oid) = format(
+            -- 0 for the table's oid, with which it would wait for a lock on the table.
+            else pg_get_expr(c.relpartbound, 0) = format(
                 'FOR VALUES FROM (%L) TO (%L)',
                 to_char(d.day, 'YYYY-MM-DD HH24:MI:SS'),
                 to_char(d.day + 1, 'YYYY-MM-DD HH24:MI:SS')
@@ -792,7 +810,8 @@ begin
     --
     -- One call without a pinned search_path, and so every name is qualified: a check
     -- constraint is planned anew by each insert, which costs 18 us if the comparisons stand
-    -- in the constraint itself and 4 us like this.
+    -- in the constraint itself and 4 us like this. Here and not in functions/, for the table
+    -- needs it: as a member of the extension it would keep `drop extension` from working.
     --
     -- returns   true
     -- errors    those of explain_misfit
@@ -859,17 +878,47 @@ begin
         )
     ) partition by range (inserted_at);
 
-    alter sequence realtime.messages_position owned by realtime.messages.position;
-    alter table realtime.messages enable row level security;
-
+    -- What `create table` cannot say, or a hand has undone. Looked at first, for each of
+    -- these makes senders wait, and setup() runs beside them.
     do $$
+    declare
+        column_name text;
     begin
+        if not exists (
+            select from pg_depend
+            where objid = 'realtime.messages_position'::regclass and deptype = 'a'
+        ) then
+            alter sequence realtime.messages_position owned by realtime.messages.position;
+        end if;
+        if not (
+            select c.relrowsecurity from pg_class as c
+            where c.oid = 'realtime.messages'::regclass
+        ) then
+            alter table realtime.messages enable row level security;
+        end if;
+        if not exists (
+            select from pg_constraint
+            where conrelid = 'realtime.messages'::regclass and conname = 'messages_fit'
+        ) then
+            alter table realtime.messages add constraint messages_fit check (
+                realtime.message_fits(topic, event, payload, binary_payload)
+            );
+        end if;
         if exists (
             select from pg_settings
             where name = 'default_toast_compression' and 'lz4' = any (enumvals)
         ) then
-            alter table realtime.messages alter column payload set compression lz4;
-            alter table realtime.messages alter column binary_payload set compression lz4;
+            for column_name in
+                select attname from pg_attribute
+                where attrelid = 'realtime.messages'::regclass
+                    and attname in ('payload', 'binary_payload')
+                    and attcompression <> 'l'
+            loop
+                execute format(
+                    'alter table realtime.messages alter column %I set compression lz4',
+                    column_name
+                );
+            end loop;
         end if;
     end;
     $$;
@@ -923,6 +972,12 @@ begin
         if not exists (select from pg_publication where pubname = 'realtime_messages') then
             create publication realtime_messages for table realtime.messages
             with (publish = 'insert', publish_via_partition_root = true);
+        elsif not exists (
+            -- A restore without the table leaves the publication empty.
+            select from pg_publication_tables
+            where pubname = 'realtime_messages' and schemaname = 'realtime'
+        ) then
+            alter publication realtime_messages add table realtime.messages;
         end if;
     end;
     $$;

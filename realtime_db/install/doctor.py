@@ -1,7 +1,7 @@
 """`realtime-db doctor`: everything that delivery depends on, and a message sent and received.
 
-Above: the command line. Below: `checks`, which look at the database one thing at a time, `inspect`,
-and `wal.stream`, through which the message comes back.
+Above: the command line. Below: `check_server` and `check_objects`, which look at one thing at a
+time, `inspect`, and `wal.stream`, through which the message comes back.
 
 For the command line:
 
@@ -21,8 +21,8 @@ import psycopg
 
 from realtime_db.database import Connection, connect, describe
 from realtime_db.errors import RealtimeDbError
-from realtime_db.install import checks, inspect
-from realtime_db.install.checks import Check, Outcome
+from realtime_db.install import check_objects, check_server, inspect
+from realtime_db.install.checks import Check, Finding, Outcome
 from realtime_db.wal.stream import open_stream
 
 PROBE_SECONDS = 30.0
@@ -86,18 +86,18 @@ async def examine(database_url: str, *, probe: bool = True) -> Report:
     """
     async with connect(database_url) as connection:
         found = await inspect.look(connection)
-        results = [checks.installed(found)]
-        for check in checks.SERVER:
+        results = [check_server.installed(found)]
+        for check in check_server.SERVER:
             results += await _guarded(check.__name__, check(connection))
         if found.messages_owner is not None:
-            for look in checks.OBJECTS:
+            for look in check_objects.OBJECTS:
                 results += await _guarded(look.__name__, look(connection, found))
             if probe:
                 results.append(await _probe(database_url, connection, results))
     return Report(describe(database_url), found.release, tuple(results))
 
 
-async def _guarded(name: str, check: checks.Finding) -> list[Check]:
+async def _guarded(name: str, check: Finding) -> list[Check]:
     """A check that may not look has failed; the others go on."""
     try:
         return await check
@@ -111,7 +111,7 @@ async def _probe(database_url: str, connection: Connection, results: list[Check]
     broken = [
         check.name
         for check in results
-        if check.name in checks.NEEDED_BY_PROBE and check.outcome is Outcome.FAIL
+        if check.name in check_server.NEEDED_BY_PROBE and check.outcome is Outcome.FAIL
     ]
     if broken:
         return Check("live probe", Outcome.SKIP, f"needs what failed above: {', '.join(broken)}")

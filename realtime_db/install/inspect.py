@@ -24,6 +24,16 @@ from realtime_db.install import releases
 
 VERSION_TABLE: Final = "realtime_db_release"
 
+# As alembic makes it.
+_CREATE_VERSION_TABLE: Final = (
+    "create table realtime.realtime_db_release (version_num varchar(32) not null, "
+    "constraint realtime_db_release_pkc primary key (version_num));"
+)
+_STAMP: Final = (
+    "delete from realtime.realtime_db_release; "
+    "insert into realtime.realtime_db_release values ('<release>');"
+)
+
 # Owners of the schema `realtime` in Supabase's databases.
 _SUPABASE_OWNERS: Final = ("supabase_admin", "supabase_realtime_admin")
 
@@ -212,7 +222,7 @@ def _judge(facts: dict[str, Any], stamped: str | None) -> Installation:
             f"the version table says {stamped or 'nothing'}, the functions are those of "
             f"{functions or 'no release'}, and realtime.messages is "
             f"{'there' if facts['messages_owner'] else 'missing'}",
-            "realtime-db uninstall, then: realtime-db migrate",
+            _completion(facts, functions),
             stamped or functions,
             Manager.MIGRATE,
         )
@@ -222,6 +232,16 @@ def _judge(facts: dict[str, Any], stamped: str | None) -> Installation:
         State.NEWER: f"Install realtime-db {stamped} or newer.",
     }.get(state)
     return found(state, detail, hint, stamped, Manager.MIGRATE)
+
+
+def _completion(facts: dict[str, Any], functions: str | None) -> str:
+    """What makes a half-finished installation whole, without losing messages."""
+    if functions is None:
+        return "realtime-db doctor prints the statements that make the missing functions."
+    if not facts["messages_owner"]:
+        return "select realtime.setup();"
+    stamp = _STAMP.replace("<release>", functions)
+    return stamp if facts["version_table"] else f"{_CREATE_VERSION_TABLE} {stamp}"
 
 
 def _judge_extension(

@@ -339,9 +339,9 @@ async def _run(
                 f"{_first_line(error)}: {error.diag.message_detail}",
                 hint="Drop what depends on it, run this again, and create it again.",
             ) from error
-        except psycopg.OperationalError as error:
-            raise connection_failed(database_url, error) from error
         except psycopg.Error as error:
+            if error.sqlstate is None:
+                raise connection_failed(database_url, error) from error
             raise InstallError(
                 f"the database refused, and nothing was changed: {_first_line(error)}",
                 hint=error.diag.message_hint,

@@ -232,13 +232,27 @@ def update_script(old: str, new: str, by_hand: str = "") -> str:
         old: the install script of what is there.
         new: the install script of what shall be there.
         by_hand: statements that come first.
+
+    Raises:
+        InstallError: what `setup()` makes changed in a way that only a human can mend.
     """
     before, after = parse(old), parse(new)
-    gone = [
-        function.signature
+    changed = [
+        function
         for name, function in before.items()
-        if name not in after or after[name].head != function.head
+        if name not in after
+        or (after[name].head, after[name].member) != (function.head, function.member)
     ]
+    for function in changed:
+        # A table depends on it, or it changes hands between setup() and the extension.
+        stays = function.member and (function.name not in after or after[function.name].member)
+        if not stays and f"realtime.{function.name}" not in by_hand:
+            raise InstallError(
+                f"realtime.{function.name}, which setup() makes, is gone or has another head, and "
+                "`create or replace` cannot do that",
+                hint="Write into sql/updates/ what happens to it and to what depends on it.",
+            )
+    gone = [function.signature for function in changed if function.member]
     drops = "".join(f"drop function if exists {signature};\n" for signature in gone)
     # `create or replace` keeps rights, also those that are no longer wanted.
     rights = "".join(

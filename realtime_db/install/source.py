@@ -17,17 +17,11 @@ _INCLUDE = re.compile(r"^( *)-- include: (\S+)\n", re.MULTILINE)
 
 
 def functions(root: Path | None = None) -> dict[str, str]:
-    """Each function's statements by its name, includes resolved, in the order to run them.
-
-    A function that another one includes is not among them.
-    """
+    """Each function's statements by its name, includes resolved, in the order to run them."""
     root = root or resources.sql()
-    texts = {path: path.read_text() for path in sorted((root / "functions").glob("*.sql"))}
-    included = {root / name for text in texts.values() for _, name in _INCLUDE.findall(text)}
     return {
-        path.stem: _resolve_includes(text, root)
-        for path, text in texts.items()
-        if path not in included
+        path.stem: _resolve_includes(path.read_text(), root)
+        for path in sorted((root / "functions").glob("*.sql"))
     }
 
 

@@ -118,7 +118,7 @@ from (
                 end
             ) order by t.tgname), '[]')
             from pg_trigger as t
-            where t.tgfoid = f.oid and t.tgrelid = c.oid and t.tgparentid = 0
+            where t.tgfoid = f.oid and t.tgrelid = c.oid
         ) as triggers
     from pg_proc as f
     inner join pg_namespace as fn on f.pronamespace = fn.oid

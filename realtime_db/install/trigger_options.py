@@ -99,6 +99,8 @@ class TriggerOptions:
         self._check_lengths()
 
     def _check_lengths(self) -> None:
+        if not self.topic:
+            raise TriggerError("the topic is empty", hint="Give one, such as todo:{id}.")
         for what, text, most in (
             ("trigger name", self.name, _NAME_BYTES - len("_insert")),
             ("event", "-" if self.event is None else self.event, _EVENT_BYTES),
@@ -120,9 +122,10 @@ class TriggerOptions:
         name = f"{self.table}_{self.name}"
         if len(name.encode()) <= _NAME_BYTES:
             return name
+        # Names of tables that begin alike must not meet, so the digest is of all of it.
         digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-        room = _NAME_BYTES - len(self.name) - len(digest) - 2
-        return f"{_cut(self.table, max(room, 0))}_{digest}_{self.name}"[:_NAME_BYTES]
+        start = _cut(self.table, 20)
+        return f"{start}_{digest}_{_cut(self.name, _NAME_BYTES - len(start.encode()) - 10)}"
 
     def trigger(self, event: str) -> str:
         """The name of the trigger for insert, update or delete."""

@@ -112,21 +112,21 @@ class _Rendering:
         return f"{self.options.table_schema}.{self.options.table}"
 
     def function(self) -> str:
-        settings = "set search_path = pg_catalog, pg_temp"
+        settings = ""
         if self.options.level == "statement":
             if self.options.when is not None and self._pairs_updates:
                 # The session keeps the plan of its first statement, which may have been of one
                 # row; a nested loop would take quadratic time for many.
-                settings += "\nset enable_nestloop = off\nset enable_mergejoin = off"
+                settings = "set enable_nestloop = off\nset enable_mergejoin = off"
             body = self._guarded(self._statement_body)
         else:
             body = self._guarded(self._row_body)
         return _fill(
             f"{self.options.level}_function.sql",
+            quote=_dollar_quote(body),
             function=qualified(self.options.schema, self.options.function),
             settings=settings,
             body=body,
-            quote=_dollar_quote(body),
         ).removesuffix(";")
 
     def trigger(self, event: str) -> str:
@@ -350,13 +350,13 @@ def _template(name: str) -> str:
     return (resources.sql() / "templates" / name).read_text().rstrip()
 
 
-def _fill(template: str, *, indent: int = 0, **fragments: str) -> str:
+def _fill(template: str, *, indent: int = 0, quote: str = "$$", **fragments: str) -> str:
     """A template with its placeholders replaced; all lines but the first are indented.
 
     Only the template's own lines are: a line break in a name or a condition is not ours to move.
     """
-    lines = textwrap.indent(_template(template), " " * indent).lstrip()
+    text = textwrap.indent(_template(template), " " * indent).lstrip().replace("$$", quote)
     for name, fragment in fragments.items():
         if not fragment:
-            lines = re.sub(rf"^ *__{name}__\n", "", lines, flags=re.MULTILINE)
-    return re.sub(r"__([a-z_]+?)__", lambda found: fragments[found[1]], lines)
+            text = re.sub(rf"^ *(-- )?__{name}__\n", "", text, flags=re.MULTILINE)
+    return re.sub(r"(?:-- )?__([a-z_]+?)__", lambda found: fragments[found[1]], text)

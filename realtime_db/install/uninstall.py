@@ -157,7 +157,7 @@ _DEPENDANTS: Final = "".join(
 _SLOTS: Final = """
     select slot_name from pg_replication_slots
     where database = current_database() and plugin = 'pgoutput' and not active
-        and slot_name like 'realtime\\_%%'
+        and slot_name like 'realtime\\_%'
 """
 
 
@@ -191,7 +191,7 @@ class Removal:
         objects: what would be dropped, as `drop …` takes it.
         dependants: what of the user's depends on it.
         message_count: how many messages would be lost.
-        slots: replication slots that would be dropped.
+        slots: idle replication slots, perhaps of realtime-db; they stay.
     """
 
     release: str | None
@@ -204,7 +204,6 @@ class Removal:
         """For people."""
         lines = [f"realtime-db {self.release or '(remains)'} would be removed:"]
         lines += [f"  {name}" for name in self.objects]
-        lines += [f"  replication slot {name}" for name in self.slots]
         lines.append(f"and with it {self.message_count} stored messages.")
         for effect in Effect:
             found = [item.description for item in self.dependants if item.effect is effect]
@@ -212,6 +211,7 @@ class Removal:
                 lines += [f"Depends on it and {effect.value}:", *(f"  {name}" for name in found)]
         if not self.dependants:
             lines.append("Nothing else depends on it.")
+        lines += _slots_left(self.slots)
         return "\n".join(lines)
 
 
@@ -271,23 +271,43 @@ async def uninstall(
         except errors.InsufficientPrivilege as error:
             raise MissingRight(
                 f"the database refused: {error.diag.message_primary}",
-                hint=f"Connect as the owner. {removal.objects[0]} …",
+                hint="Connect as the owner of that object, or make this role a member of it.",
             ) from error
         except errors.DependentObjectsStillExist as error:
             raise InstallError(
                 f"realtime-db is in use: {error.diag.message_detail}",
                 hint="Drop these first, or: realtime-db uninstall --cascade",
             ) from error
-        for slot in removal.slots:
-            await connection.execute("select pg_drop_replication_slot(%s)", [slot])
+    done = "realtime-db was removed"
     if left:
-        return "realtime-db was removed; the schema realtime stays, for it holds other objects"
-    return "realtime-db was removed"
+        done += "; the schema realtime stays, for it holds other objects"
+    return "\n".join([done, *_slots_left(removal.slots)])
+
+
+def _slots_left(slots: tuple[str, ...]) -> list[str]:
+    """Slots are named by who starts a reader, so only a human knows whose they are."""
+    return [
+        f"Nobody reads replication slot {name}, which holds back WAL. If it was a reader's of "
+        f"realtime-db: select pg_drop_replication_slot({sql.Literal(name).as_string()});"
+        for name in slots
+    ]
 
 
 async def _look(connection: Connection) -> Removal:
     found = await inspect.look(connection)
     _refuse(found)
+    owner = found.messages_owner or found.schema_owner
+    cursor = await connection.execute("select pg_has_role(%s, 'usage')", [owner])
+    # Nobody else sees all messages, so that their number would be wrong.
+    if await cursor.fetchone() != (True,):
+        raise MissingRight(
+            "only its owner may remove realtime-db",
+            hint=f"Connect as {sql.Identifier(owner or '').as_string()}.",
+        )
+    return await _survey(connection, found)
+
+
+async def _survey(connection: Connection, found: inspect.Installation) -> Removal:
     names = _names()
     cursor = await connection.execute(_OBJECTS.encode(), names)
     order = {"publication": 0, "table": 1, "sequence": 2, "function": 3}
@@ -301,13 +321,7 @@ async def _look(connection: Connection) -> Removal:
     )
     count = 0
     if found.messages_owner:
-        try:
-            cursor = await connection.execute("select count(*) from realtime.messages")
-        except errors.InsufficientPrivilege as error:
-            owner = sql.Identifier(found.messages_owner).as_string()
-            raise MissingRight(
-                "only its owner may remove realtime-db", hint=f"Connect as {owner}."
-            ) from error
+        cursor = await connection.execute("select count(*) from realtime.messages")
         row = await cursor.fetchone()
         count = row[0] if row else 0
     cursor = await connection.execute(_SLOTS.encode())

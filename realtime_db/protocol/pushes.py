@@ -186,7 +186,7 @@ def _json_value(payload: bytes) -> bytes:
         # cut inside an emoji. Browsers can read it, and the reference hands it on.
         if rb"\ud" not in payload.lower():
             raise
-        json.loads(payload, parse_int=len, parse_float=len, parse_constant=_refuse)
+        json.loads(payload.decode(), parse_int=len, parse_float=len, parse_constant=_refuse)
         return payload.strip(b" \t\n\r")
 
 

@@ -48,7 +48,7 @@ def check_handshake(
     if not _has_token(headers, "connection", "upgrade"):
         return Refused(400, "Header Connection does not say Upgrade")
     if headers.get("sec-websocket-version", "").strip() != "13":
-        # [4.4] "a |Sec-WebSocket-Version| header field … indicating the version(s) …" beside 426.
+        # [4.2.2] 426 "and a |Sec-WebSocket-Version| header field indicating the version(s)".
         text = "Only version 13 of WebSocket is spoken here"
         return Refused(426, text, (("Sec-WebSocket-Version", "13"), ("Upgrade", "websocket")))
     key = headers.get("sec-websocket-key", "").strip()

@@ -28,8 +28,8 @@ TOO_BIG: Final = 1009
 Event = tuple[int, bytes]
 """`(TEXT | BINARY | PING | PONG | CLOSE, payload)`; a message is one event, however fragmented."""
 
-# [5.2] First bytes of a frame: FIN may be absent from data frames only, [5.5] "Control frames …
-# MUST NOT be fragmented"; the reserved bits and the other opcodes are for extensions.
+# [5.2] First bytes of a frame: FIN may be absent from data frames only, [5.5] "All control
+# frames … MUST NOT be fragmented"; the reserved bits and the other opcodes are for extensions.
 _FIRST_BYTES: Final = frozenset((0x00, 0x01, 0x02, 0x80, 0x81, 0x82, 0x88, 0x89, 0x8A))
 _WHOLE_TEXT: Final = 0x81
 _MAX_CONTROL_BYTES: Final = 125
@@ -47,7 +47,7 @@ class _Violation(Exception):
 
 
 def _xor(data: bytes, mask: bytes) -> bytes:
-    """[5.3] "octet i of the transformed data is octet i of the original XOR octet i mod 4"."""
+    """[5.3] Unmasks: XOR of each octet with that "at index i modulo 4 of the masking key"."""
     size = len(data)
     key = (mask * (size // 4 + 1))[:size]
     return (int.from_bytes(data, "big") ^ int.from_bytes(key, "big")).to_bytes(size, "big")
@@ -172,8 +172,8 @@ class Receiver:
             if not whole_text:
                 self._check(first)
             if second < 0x80:
-                # [5.1] "a server MUST close the connection upon receiving a frame that is not
-                # masked … MAY send a Close frame with a status code of 1002".
+                # [5.1] "The server MUST close the connection upon receiving a frame that is
+                # not masked … MAY send a Close frame with a status code of 1002".
                 raise _Violation(PROTOCOL_ERROR, "frame is not masked")
             size = second & 0x7F
             mask = at + 2
@@ -259,9 +259,9 @@ class Receiver:
             self._end(NO_STATUS, "")
         else:
             # [5.5.1] "If there is a body, the first two bytes of the body MUST be a 2-byte
-            # unsigned integer … followed by UTF-8-encoded data".
+            # unsigned integer"; after it, "UTF-8-encoded data". (One byte makes no valid code.)
             code = int.from_bytes(payload[:2], "big")
-            if len(payload) < 2 or code not in _CLOSE_CODES:
+            if code not in _CLOSE_CODES:
                 raise _Violation(PROTOCOL_ERROR, "close code is not valid")
             _check_utf8(payload[2:])
             self._end(code, payload[2:].decode())
@@ -274,7 +274,6 @@ class Receiver:
         self.close_code = code
         self.close_reason = reason
         self._closed = True
-        self._parts = bytearray()
 
 
 def _long_size(data: bytes) -> int:
@@ -288,7 +287,7 @@ def _long_size(data: bytes) -> int:
 
 
 def _check_utf8(data: bytes) -> None:
-    """[8.1] Text "that is not, in fact, valid UTF-8 … MUST _Fail the WebSocket Connection_"."""
+    """[8.1] If "not, in fact, a valid UTF-8 stream, that endpoint MUST _Fail the … Connection_"."""
     try:
         data.decode()
     except UnicodeDecodeError:

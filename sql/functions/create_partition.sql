@@ -5,7 +5,8 @@
 -- effects   `like` and `attach` instead of `create … partition of`: they do not wait
 --           for readers of the parent, and senders do not wait for them
 -- errors    42501 not the owner of realtime.messages · 42P17 a partition that somebody
---           else made holds a part of that day · 42809 a table of that name is in the way
+--           else made holds a part of that day · 42809 a table of that name is another
+--           partition
 create or replace function realtime.create_partition(day date)
 returns boolean
 language plpgsql
@@ -67,6 +68,6 @@ end;
 $$;
 
 comment on function realtime.create_partition(date) is
-'Makes the partition of realtime.messages for a UTC day; returns whether it was missing.';
+'Makes the partition of realtime.messages for a UTC day; returns if it was missing.';
 
 revoke execute on function realtime.create_partition(date) from public;

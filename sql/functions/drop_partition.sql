@@ -28,6 +28,6 @@ end;
 $$;
 
 comment on function realtime.drop_partition(date) is
-'Drops the partition of realtime.messages for a UTC day; returns whether there was one.';
+'Drops the partition of realtime.messages for a UTC day; returns if there was one.';
 
 revoke execute on function realtime.drop_partition(date) from public;

@@ -1,5 +1,5 @@
--- Makes the partitions of realtime.messages for today and the days ahead, and drops those
--- that are older than realtime.settings.retention_days. For pg_cron, every hour:
+-- Makes the partitions of realtime.messages for today and the days ahead, and drops
+-- those that are older than realtime.settings.retention_days. For pg_cron, every hour:
 --
 --     select cron.schedule('realtime-db maintain', '7 * * * *',
 --                          'select * from realtime.maintain()');
@@ -8,13 +8,13 @@
 -- returns   a row for each partition that was 'created' or 'dropped', is 'left' for the
 --           next call, or 'failed'; reason says why. None of the last two is an error:
 --           that would undo the rest. A failure is a warning as well
--- effects   senders wait 20 ms at most. Not being able to drop beside readers (that takes
---           `detach … concurrently`, which no function can do), it asks for the lock for
---           5 ms at a time, 20 times within some 2 seconds, and once it has the lock it
---           keeps it for about 10 ms; what is left, it leaves for the next call. Does
---           nothing on a standby and beside another maintainer
--- errors    42501 not the owner of realtime.messages. Runs with the rights of its caller,
---           and only the owner may call it
+-- effects   to drop beside readers takes `detach … concurrently`, which no function can
+--           do. So this asks for the lock that senders wait for, 5 ms at a time, 20
+--           times in some 2 seconds, and begins no drop when it has had the lock for
+--           5 ms; what is left, it leaves for the next call. Call it in a transaction
+--           of its own. Does nothing on a standby and beside another maintainer
+-- errors    42501 not the owner of realtime.messages. Runs with the rights of its
+--           caller, and only the owner may call it
 create or replace function realtime.maintain(
     today date default (clock_timestamp() at time zone 'utc')::date
 )
@@ -30,10 +30,9 @@ as $$
 declare
     settings record;
     wanted date;
-    doomed record;
+    doomed date[];
+    done integer := 0;
     held_since timestamptz;
-    attempts integer := 0;
-    done date[] := '{}';
 begin
     if pg_is_in_recovery() then
         raise notice 'a standby: its primary is maintained, and it follows';
@@ -52,7 +51,9 @@ begin
             union all
             -- Retention may have been raised while they were on their way out.
             select p.day from realtime.partitions() as p
-            where p.leaving and p.day < today and p.day >= today - settings.retention_days
+            where p.leaving
+                and p.day < today
+                and p.day >= today - settings.retention_days
         ) as d (day)
         where not exists (
             select from realtime.partitions() as p where p.day = d.day and p.attached
@@ -75,30 +76,32 @@ begin
         return next;
     end loop;
 
-    -- Senders wait for what follows.
+    doomed := array(
+        select p.day
+        from realtime.partitions() as p
+        where p.day < today - settings.retention_days
+            and (p.attached or p.detaching or p.leaving)
+        order by p.day
+    );
+    if doomed = '{}' then
+        return;
+    end if;
+    -- Senders wait for what follows, so that as much as can be is done before it: with
+    -- this, which drops nothing, the function is compiled and its queries are planned.
+    perform realtime.drop_partition(null);
     perform set_config('lock_timeout', '5ms', true);
-    loop
-        exit when not exists (
-            select from realtime.partitions() as p
-            where p.day < today - settings.retention_days
-                and (p.attached or p.detaching or p.leaving)
-        );
-        attempts := attempts + 1;
+    for attempt in 1..20 loop
         begin
             -- Only the table itself: its partitions are locked as they are dropped.
             lock table only realtime.messages in access exclusive mode;
             held_since := clock_timestamp();
-            for doomed in
-                select p.partition_name as table_name, p.day
-                from realtime.partitions() as p
-                where p.day < today - settings.retention_days
-                    and (p.attached or p.detaching or p.leaving)
-                order by p.day
+            while done < cardinality(doomed)
+                and clock_timestamp() < held_since + interval '5 ms'
             loop
-                exit when clock_timestamp() > held_since + interval '10 ms';
-                partition_name := doomed.table_name;
+                done := done + 1;
+                partition_name := 'messages_' || to_char(doomed[done], 'YYYY_MM_DD');
                 begin
-                    perform realtime.drop_partition(doomed.day);
+                    perform realtime.drop_partition(doomed[done]);
                     action := 'dropped';
                     reason := null;
                 exception
@@ -113,29 +116,23 @@ begin
                         raise warning 'cannot drop realtime.%: %',
                             partition_name, sqlerrm;
                 end;
-                done := done || doomed.day;
                 return next;
             end loop;
             exit;
         exception when lock_not_available or deadlock_detected then
-            exit when attempts = 20;
+            -- The senders who queued up behind us pass in the meantime.
+            perform pg_sleep(0.05 + random() * 0.1);
         end;
-        perform pg_sleep(0.05 + random() * 0.1);
     end loop;
 
     action := 'left';
     reason := case
-        when held_since is null then 'realtime.messages was in use all the time'
+        when done = 0 then 'realtime.messages was in use all the time'
         else 'enough for one call'
     end;
-    for partition_name in
-        select p.partition_name
-        from realtime.partitions() as p
-        where p.day < today - settings.retention_days
-            and (p.attached or p.detaching or p.leaving)
-            and p.day <> all (done)
-        order by p.day
-    loop
+    while done < cardinality(doomed) loop
+        done := done + 1;
+        partition_name := 'messages_' || to_char(doomed[done], 'YYYY_MM_DD');
         return next;
     end loop;
 end;

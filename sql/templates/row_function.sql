@@ -5,12 +5,13 @@ returns trigger
 language plpgsql
 volatile
 security definer
-__settings__
-as __quote__
+set search_path = pg_catalog, pg_temp
+-- __settings__
+as $$
 declare
     topic text;
 begin
     __body__
     return null;
 end;
-__quote__;
+$$;

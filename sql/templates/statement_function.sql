@@ -5,12 +5,13 @@ returns trigger
 language plpgsql
 volatile
 security definer
-__settings__
-as __quote__
+set search_path = pg_catalog, pg_temp
+-- __settings__
+as $$
 -- new and old are rows of the statement here, not the variables of a row-level trigger.
 #variable_conflict use_column
 begin
     __body__
     return null;
 end;
-__quote__;
+$$;

@@ -1,19 +1,19 @@
--- What the policies on realtime.messages let a user do with a topic, asked as that user.
--- Everything it does is rolled back before it returns: no row is stored or published, and
+-- What the policies on realtime.messages let a user do with a topic, asked as the user.
+-- All that it does is rolled back before it returns: no row is stored or published, and
 -- role and settings are what they were, after errors too.
 --
--- claims            of the user's token; `role` is the role that is asked, `sub` the user
+-- claims            of the user's token: `role` is the role that is asked
 -- headers           of the user's request, for policies that look at request.headers
--- write_extension   null: which of the two extensions may the user read? Else the
---                   extension, broadcast or presence, that the user wants to write
--- returns           the rights of the extensions asked about, false where there is none;
---                   refusal says why, in words for a log. refusal_code is null where
---                   the policies have plainly answered, else the SQLSTATE of the error that
---                   counts as a no
+-- write_extension   null: which of the two extensions may the user read? Else the one,
+--                   broadcast or presence, that the user wants to write
+-- returns           the rights on what was asked about, false where there is none. If
+--                   an error said no, refusal and refusal_code are its text and
+--                   SQLSTATE: 42501 if no policy lets the user write, 22023 if the
+--                   token may not name its role, or whatever a policy raised
 -- errors            RT003 no partition for today · 42501 the caller may not insert the
---                   rows that it asks about: to be let, it must own realtime.messages or
---                   have BYPASSRLS · 57014 canceled or timed out, and whatever else says
---                   nothing about the user: classes 25, 40, 53, 54001, 55, 57, 58
+--                   rows that it asks about: it must own realtime.messages or have
+--                   BYPASSRLS · 57014 canceled or timed out, and all else that says
+--                   nothing about the user: 25006, 55P03, classes 40, 53, 57 and 58
 --
 -- No pinned search_path, and so every name is qualified: functions that policies call
 -- must see the path that they see outside.
@@ -43,9 +43,9 @@ declare
 begin
     broadcast := false;
     presence := false;
-    refusal := realtime.explain_role(role_name);
+    refusal := realtime.role_refusal(role_name);
     if refusal is not null then
-        refusal_code := '42501';
+        refusal_code := '22023';
         return;
     end if;
 
@@ -60,7 +60,7 @@ begin
         step := 'become the user';
         -- Assignments, for `perform` would run a query each.
         topic := pg_catalog.set_config('realtime.topic', topic, true);
-        error_table := pg_catalog.set_config('request.jwt.claims', claims::text, true);
+        error_table := pg_catalog.set_config('request.jwt.claims', claims::pg_catalog.text, true);
         error_table := pg_catalog.set_config(
             'request.jwt.claim.sub',
             coalesce(claims operator(pg_catalog.->>) 'sub', ''),
@@ -68,7 +68,7 @@ begin
         );
         error_table := pg_catalog.set_config('request.jwt.claim.role', role_name, true);
         error_table := pg_catalog.set_config(
-            'request.headers', coalesce(headers, '{}')::text, true
+            'request.headers', coalesce(headers, '{}')::pg_catalog.text, true
         );
         error_table := pg_catalog.set_config('role', role_name, true);
 
@@ -115,8 +115,9 @@ begin
         raise exception '%', refusal
         using errcode = 'RT003', hint = 'Run `realtime-db maintain`.';
     end if;
-    if pg_catalog.left(refusal_code, 2) operator(pg_catalog.=)
-        any (array['25', '40', '53', '55', '57', '58'])
+    if refusal_code operator(pg_catalog.=) any (array['25006', '55P03'])
+        or pg_catalog.left(refusal_code, 2) operator(pg_catalog.=)
+        any (array['40', '53', '57', '58'])
         or (
             step operator(pg_catalog.=) 'insert as ourselves'
             and refusal_code operator(pg_catalog.=) '42501'
@@ -127,3 +128,7 @@ begin
 end;
 $$;
 
+comment on function realtime.authorize(text, jsonb, jsonb, text) is
+'What the policies let a user do with a topic, asked as that user; stores nothing.';
+
+revoke execute on function realtime.authorize(text, jsonb, jsonb, text) from public;

@@ -191,19 +191,21 @@ def test_the_end_of_a_month_or_year_is_a_day_like_any_other(
     assert len(names) == 11
 
 
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Etc/GMT+12"])  # one has another date now
+@pytest.mark.parametrize("maintainer", ["program", "function"])
 def test_today_is_the_utc_day_whatever_the_time_zone_of_the_session(
-    database_url: str, connection: psycopg.Connection
+    database_url: str, connection: psycopg.Connection, maintainer: str, zone: str
 ) -> None:
     today = utc_today(connection)
     connection.execute(sql.SQL("drop table {}").format(table(today + 7 * DAY)))
 
-    for zone in ("Pacific/Kiritimati", "Etc/GMT+12"):  # one of them has another date now
-        report = maintain(make_conninfo(database_url, options=f"-c TimeZone={zone}"))
-        assert report.days_left == 7
+    if maintainer == "program":
+        maintain(make_conninfo(database_url, options=f"-c TimeZone={zone}"))
+    else:
         connection.execute(sql.SQL("set time zone {}").format(zone))
         maintain_in_sql(connection)
 
-    assert attached_days(connection)[-1] == today + 7 * DAY
+    assert attached_days(connection) == days(today - DAY, today + 7 * DAY)
 
 
 def test_a_database_that_slept_for_two_weeks_is_whole_after_one_run(
@@ -623,11 +625,13 @@ def test_the_function_makes_the_days_ahead_and_drops_those_older_than_three_days
     make_days(connection, *days(today - 5 * DAY, today - 2 * DAY))
     connection.execute(sql.SQL("drop table {}").format(table(today + 7 * DAY)))
 
-    assert maintain_in_sql(connection) == [
-        ("created", partition_name(today + 7 * DAY), None),
-        ("dropped", partition_name(today - 5 * DAY), None),
-        ("dropped", partition_name(today - 4 * DAY), None),
-    ]
+    first, oldest, *others = maintain_in_sql(connection)
+    while any(action == "left" for action, _, _ in others):  # on a slow machine
+        others = maintain_in_sql(connection)
+
+    assert first == ("created", partition_name(today + 7 * DAY), None)
+    assert oldest == ("dropped", partition_name(today - 5 * DAY), None)
+    assert others == [("dropped", partition_name(today - 4 * DAY), None)]
     assert attached_days(connection) == days(today - 3 * DAY, today + 7 * DAY)
 
 

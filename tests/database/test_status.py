@@ -7,7 +7,7 @@ import asyncio
 import psycopg
 import pytest
 
-from realtime_db.install import inspect, migrate, releases
+from realtime_db.install import doctor, inspect, migrate, releases
 from realtime_db.install.inspect import State
 
 VERSION_TABLE = "update realtime.realtime_db_release set version_num = '{0}'"
@@ -102,6 +102,39 @@ def test_an_installation_with_a_part_missing_is_incomplete(
     found = status(empty_database_url)
 
     assert (found.state, found.exit_code) == (State.INCOMPLETE, 7)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "delete from realtime.realtime_db_release",
+        "drop table realtime.realtime_db_release",
+        "drop table realtime.messages",
+        VERSION_TABLE.format("99.0.0"),
+    ],
+)
+def test_the_hint_makes_an_incomplete_installation_whole(
+    empty_database_url: str, statement: str
+) -> None:
+    asyncio.run(migrate.migrate(empty_database_url))
+    execute(empty_database_url, statement)
+
+    hint = status(empty_database_url).hint
+    assert hint is not None
+    execute(empty_database_url, hint)
+
+    assert status(empty_database_url).state is State.CURRENT
+
+
+def test_the_doctor_makes_a_missing_function_whole(empty_database_url: str) -> None:
+    asyncio.run(migrate.migrate(empty_database_url))
+    execute(empty_database_url, "drop function realtime.version()")
+
+    report = asyncio.run(doctor.examine(empty_database_url, probe=False))
+    mends = [check.mend for check in report.checks if check.name == "functions" and check.mend]
+    execute(empty_database_url, *mends)
+
+    assert status(empty_database_url).state is State.CURRENT
 
 
 def test_status_needs_no_rights_on_the_schema(empty_database_url: str) -> None:

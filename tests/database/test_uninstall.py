@@ -8,7 +8,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
-from realtime_db.errors import ForeignSchema, InstallError, NotInstalled
+from realtime_db.errors import Busy, ForeignSchema, InstallError, MissingRight, NotInstalled
 from realtime_db.install import inspect, migrate, uninstall
 from realtime_db.install.uninstall import Effect
 
@@ -154,6 +154,36 @@ def test_a_function_of_the_user_beside_ours_is_not_dropped(released_url: str) ->
     asyncio.run(uninstall.uninstall(released_url))
 
     execute(released_url, "select realtime.topic(1)")
+
+
+def test_an_idle_slot_is_named_and_kept(released_url: str) -> None:
+    slot = "realtime_" + psycopg.conninfo.conninfo_to_dict(released_url)["dbname"]
+    execute(released_url, f"select pg_create_logical_replication_slot('{slot}', 'pgoutput')")
+    try:
+        answer = asyncio.run(uninstall.uninstall(released_url))
+
+        assert f"select pg_drop_replication_slot('{slot}');" in answer
+    finally:
+        execute(released_url, f"select pg_drop_replication_slot('{slot}')")
+
+
+def test_somebody_else_than_the_owner_is_told_who_that_is(released_url: str) -> None:
+    as_anon = psycopg.conninfo.make_conninfo(released_url, options="-c role=anon")
+
+    with pytest.raises(MissingRight, match='Connect as "app"'):
+        asyncio.run(uninstall.uninstall(as_anon))
+
+
+def test_a_table_in_use_is_not_waited_for_without_end(released_url: str) -> None:
+    with psycopg.connect(released_url) as reader:
+        reader.execute("select from realtime.messages")
+
+        with pytest.raises(Busy):
+            asyncio.run(
+                uninstall.uninstall(released_url, limits=migrate.Limits(lock_timeout_ms=20))
+            )
+
+    assert asyncio.run(inspect.status(released_url)).state is inspect.State.CURRENT
 
 
 def test_uninstall_of_nothing_says_so(empty_database_url: str) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from realtime_db.install import inspect, migrate, releases
+from realtime_db.errors import ManagedByExtension
+from realtime_db.install import doctor, inspect, migrate, releases, uninstall
 
 if TYPE_CHECKING:
     from .conftest import ExtensionServer
@@ -68,7 +69,7 @@ def test_the_extension_makes_the_same_objects_as_migrate(
     by_extension, by_migrate = (extension_server.create_database() for _ in range(2))
 
     install(by_extension)
-    asyncio.run(migrate.migrate(by_migrate, living=False))
+    asyncio.run(migrate.migrate(by_migrate))
 
     assert describe(by_extension) == describe(by_migrate)
 
@@ -80,7 +81,7 @@ def test_the_offline_script_run_by_psql_makes_the_same_objects_as_migrate(
 
     script = asyncio.run(migrate.script())
     extension_server.run("psql", by_script, "--quiet", "--set=ON_ERROR_STOP=1", stdin=script)
-    asyncio.run(migrate.migrate(by_migrate, living=False))
+    asyncio.run(migrate.migrate(by_migrate))
 
     assert describe(by_script) == describe(by_migrate)
     assert asyncio.run(inspect.status(by_script)).state is inspect.State.CURRENT
@@ -127,7 +128,7 @@ def test_the_extension_adopts_what_migrate_installed(
     extension_server: ExtensionServer, describe: Describe, release: str
 ) -> None:
     adopted, created = (extension_server.create_database() for _ in range(2))
-    asyncio.run(migrate.migrate(adopted, to=release, living=False))
+    asyncio.run(migrate.migrate(adopted, to=release))
     execute(adopted, "select realtime.send('{}', 'event', 'topic')")
 
     execute(
@@ -145,10 +146,30 @@ def test_the_extension_adopts_what_migrate_installed(
     assert asyncio.run(inspect.status(adopted)).managed_by is inspect.Manager.EXTENSION
 
 
+def test_after_adoption_the_extension_can_be_dropped_and_migrate_takes_over(
+    extension_database_url: str,
+) -> None:
+    asyncio.run(migrate.migrate(extension_database_url))
+    execute(
+        extension_database_url,
+        "create extension realtime_db version 'unpackaged'",
+        "alter extension realtime_db update",
+        "drop extension realtime_db",
+    )
+
+    asyncio.run(migrate.migrate(extension_database_url))
+
+    found = asyncio.run(inspect.status(extension_database_url))
+    assert (found.state, found.managed_by) == (
+        inspect.State.CURRENT,
+        inspect.Manager.MIGRATE,
+    )
+
+
 def test_adopting_another_release_than_the_installed_one_says_how_to_go_on(
     extension_database_url: str,
 ) -> None:
-    asyncio.run(migrate.migrate(extension_database_url, to=EVERY_RELEASE[0], living=False))
+    asyncio.run(migrate.migrate(extension_database_url, to=EVERY_RELEASE[0]))
     execute(extension_database_url, "create extension realtime_db version 'unpackaged'")
 
     with pytest.raises(psycopg.errors.RaiseException) as caught:
@@ -243,11 +264,101 @@ def test_migrate_goes_on_where_a_dropped_extension_left_off(
         "drop extension realtime_db",
     )
 
-    asyncio.run(migrate.migrate(again, living=False))
-    asyncio.run(migrate.migrate(created, living=False))
+    asyncio.run(migrate.migrate(again))
+    asyncio.run(migrate.migrate(created))
 
     assert describe(again) == describe(created)
     assert len(messages(again)) == 1
+
+
+def test_migrate_rollback_and_uninstall_leave_an_extension_alone(
+    extension_database_url: str,
+) -> None:
+    install(extension_database_url)
+
+    for change, say in (
+        (migrate.migrate, "alter extension realtime_db update"),
+        (migrate.rollback, "alter extension realtime_db update to"),
+        (uninstall.uninstall, "drop extension realtime_db"),
+    ):
+        with pytest.raises(ManagedByExtension, match=say):
+            asyncio.run(change(extension_database_url))
+
+
+def test_uninstall_removes_what_a_dropped_extension_left(
+    extension_server: ExtensionServer, describe: Describe
+) -> None:
+    used, fresh = (extension_server.create_database() for _ in range(2))
+    install(used)
+    execute(used, "drop extension realtime_db")
+
+    asyncio.run(uninstall.uninstall(used))
+
+    assert describe(used) == describe(fresh)
+
+
+def test_status_tells_how_far_an_extension_is(extension_database_url: str) -> None:
+    execute(extension_database_url, f"create extension realtime_db version '{EVERY_RELEASE[0]}'")
+    created = asyncio.run(inspect.status(extension_database_url))
+    assert created.state is inspect.State.INCOMPLETE
+    assert created.hint == "select realtime.setup();"
+
+    execute(extension_database_url, created.hint)
+    behind = asyncio.run(inspect.status(extension_database_url))
+    if UPDATES:
+        assert behind.state is inspect.State.BEHIND
+        assert behind.hint is not None
+        execute(extension_database_url, *behind.hint.split("; "))
+
+    current = asyncio.run(inspect.status(extension_database_url))
+    assert (current.state, current.managed_by) == (
+        inspect.State.CURRENT,
+        inspect.Manager.EXTENSION,
+    )
+
+
+def test_doctor_finds_nothing_wrong_with_an_extension(extension_database_url: str) -> None:
+    install(extension_database_url)
+
+    report = asyncio.run(doctor.examine(extension_database_url))
+
+    assert report.ok, report.as_text()
+    assert report.checks[-1].name == "live probe"
+
+
+def test_doctor_makes_a_missing_member_a_member_again(
+    extension_server: ExtensionServer,
+) -> None:
+    broken, whole = (extension_server.create_database() for _ in range(2))
+    install(broken)
+    install(whole)
+    execute(
+        broken,
+        "alter extension realtime_db drop function realtime.topic()",
+        "drop function realtime.topic()",
+    )
+
+    report = asyncio.run(doctor.examine(broken, probe=False))
+    [mend] = [check.mend for check in report.checks if check.name == "functions"]
+    assert mend is not None
+    execute(broken, mend)
+
+    assert members(broken) == members(whole)
+
+
+def test_a_dump_of_a_migrated_database_is_restored_with_every_row(
+    extension_server: ExtensionServer, describe: Describe
+) -> None:
+    source, target = (extension_server.create_database() for _ in range(2))
+    asyncio.run(migrate.migrate(source))
+    execute(source, "select realtime.send('{}', 'event', 'topic')")
+
+    dump = extension_server.run("pg_dump", source)
+    extension_server.run("psql", target, "--quiet", "--set=ON_ERROR_STOP=1", stdin=dump)
+
+    assert messages(target) == messages(source)
+    assert describe(target) == describe(source)
+    assert asyncio.run(inspect.status(target)).state is inspect.State.CURRENT
 
 
 def test_nobody_can_put_a_function_of_ours_there_beforehand(

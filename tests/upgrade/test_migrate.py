@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -69,6 +71,19 @@ async def waiting_for_messages(url: str) -> AsyncIterator[int]:
             )
             for (pid,) in await cursor.fetchall():
                 yield pid
+
+
+async def asked_for_the_lock(connection: psycopg.AsyncConnection) -> None:
+    """Returns when another process has asked for the advisory lock at least once."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while True:
+            cursor = await connection.execute(
+                "select from pg_stat_activity where datname = current_database() "
+                "and pid <> pg_backend_pid() and query like '%advisory_lock%'"
+            )
+            if await cursor.fetchone() is not None:
+                return
+            await asyncio.sleep(0)
 
 
 def test_migrate_installs_the_newest_release(empty_database_url: str) -> None:
@@ -200,8 +215,9 @@ def test_a_waiting_migrate_does_not_hold_up_create_index_concurrently(
         lock = f"select pg_advisory_lock({migrate.LOCK_KEY})"
         async with holding(empty_database_url, lock) as holder:
             await holder.commit()
-            waiting = asyncio.create_task(migrate.migrate(empty_database_url))
             await holder.set_autocommit(True)
+            waiting = asyncio.create_task(migrate.migrate(empty_database_url))
+            await asked_for_the_lock(holder)
             await holder.execute(f"set statement_timeout = '{DEADLINE_SECONDS}s'")
             await holder.execute("create index concurrently on public.todos (id)")
             await holder.execute("select pg_advisory_unlock_all()")
@@ -242,7 +258,7 @@ def test_migrate_gives_up_on_a_locked_table_and_leaves_the_old_release_whole(
 
     async def run() -> None:
         lock = "lock table realtime.messages in access exclusive mode"
-        async with holding(empty_database_url, lock) as holder:
+        async with asyncio.timeout(DEADLINE_SECONDS), holding(empty_database_url, lock) as holder:
             limits = Limits(wait_seconds=0.1, lock_timeout_ms=20)
             with pytest.raises(Busy, match=str(holder.info.backend_pid)):
                 await migrate.migrate(empty_database_url, limits=limits)
@@ -384,3 +400,26 @@ def test_without_logical_decoding_migrate_warns_and_doctor_fails() -> None:
 def _binaries() -> Path | None:
     given = os.environ.get("REALTIME_DB_TEST_BINARIES")
     return Path(given) if given else None
+
+
+def test_a_standby_is_refused_by_migrate_and_reported_by_doctor() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="standby-"))
+    folder.chmod(0o755)  # Postgres may run as another user
+    data = folder / "data"
+
+    async def run() -> None:
+        settings = {"fsync": "off"}
+        async with embedded.start(data, binaries=_binaries(), settings=settings) as server:
+            await migrate.migrate(server.url)
+        (data / "standby.signal").touch()
+        async with embedded.start(data, binaries=_binaries(), settings=settings) as server:
+            with pytest.raises(InstallError, match="standby"):
+                await migrate.migrate(server.url)
+            report = await doctor.examine(server.url)
+        assert report.checks[1].outcome is Outcome.FAIL
+        assert "standby" in report.checks[1].detail
+
+    try:
+        asyncio.run(run())
+    finally:
+        shutil.rmtree(folder)

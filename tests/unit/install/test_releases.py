@@ -51,6 +51,15 @@ def snapshot(project: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
 
 
+def let_setup_make(project: Path, text: str) -> None:
+    write(project, "schema/ping.sql", text)
+    setup = project / "sql" / "functions" / "setup.sql"
+    if "schema/ping.sql" not in setup.read_text():
+        setup.write_text(
+            setup.read_text().replace("begin\n", "begin\n    -- include: schema/ping.sql\n", 1)
+        )
+
+
 def two_releases(project: Path, before: str, after: str) -> tuple[str, str]:
     """Freezes two releases that differ in `ping`; the texts of update and rollback."""
     for version, text in (("0.1.0", before), ("0.2.0", after)):
@@ -249,11 +258,7 @@ def test_a_file_named_otherwise_than_its_function_is_refused(project: Path) -> N
 
 
 def test_a_function_that_setup_makes_is_no_member_of_the_extension(project: Path) -> None:
-    write(project, "functions/ping.sql", PING)
-    setup = project / "sql" / "functions" / "setup.sql"
-    setup.write_text(
-        setup.read_text().replace("begin\n", "begin\n    -- include: functions/ping.sql\n", 1)
-    )
+    let_setup_make(project, PING)
 
     releases.freeze("0.1.0", project)
 
@@ -262,6 +267,19 @@ def test_a_function_that_setup_makes_is_no_member_of_the_extension(project: Path
     assert found["setup"].member
     assert "function realtime.ping" not in read(project, "unpackaged--0.1.0")
     assert "    create or replace function realtime.ping(" in read(project, "0.1.0")
+
+
+def test_a_function_of_setup_with_another_head_needs_statements_by_hand(project: Path) -> None:
+    let_setup_make(project, PING)
+    releases.freeze("0.1.0", project)
+    let_setup_make(project, PING.replace("who text", "whom text"))
+
+    with pytest.raises(InstallError, match=r"realtime\.ping.*another head"):
+        releases.freeze("0.2.0", project)
+
+    write(project, "updates/0.1.0--0.2.0.sql", "drop function realtime.ping(text);\n")
+    write(project, "updates/0.2.0--0.1.0.sql", "drop function realtime.ping(text);\n")
+    releases.freeze("0.2.0", project)
 
 
 def test_parsing_agrees_with_postgres_own_parser() -> None:

@@ -1,0 +1,3 @@
+from realtime_db.auth.policies import Access, CheckFailed, WriteAccess
+
+__all__ = ["Access", "CheckFailed", "WriteAccess"]

@@ -1,0 +1,112 @@
+"""`realtime-db dev`: all of it on one machine, for those who build something with it.
+
+A private Postgres whose data is kept, the database package, keys, the server and maintenance. The
+server logs in as a plain owner, as it would anywhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Final
+
+import psycopg
+import uvloop
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+from rich.console import Console
+
+from realtime_db import embedded, server
+from realtime_db.auth import tokens
+from realtime_db.database import conninfo_url
+from realtime_db.install import migrate
+from realtime_db.settings import Settings
+
+OWNER: Final = "realtime"
+KEY_SECONDS: Final = 10 * 365 * 86400.0
+
+_SNIPPET: Final = """\
+import {{ createClient }} from '@supabase/supabase-js'
+const supabase = createClient('{url}', '{anon}')
+supabase.channel('room:1')
+  .on('broadcast', {{ event: '*' }}, (message) => console.log(message))
+  .subscribe()"""
+
+
+def run(data: Path | None, *, host: str, port: int) -> int:
+    """Runs until Ctrl-C.
+
+    Args:
+        data: the folder to keep data and keys in; None is `~/.local/share/realtime-db`.
+        host: where the server listens.
+        port: where the server listens.
+
+    Returns:
+        The exit status.
+    """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    home = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    folder = data or home / "realtime-db"
+    folder.mkdir(parents=True, exist_ok=True)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(folder, host, port, Console()))
+    return 0
+
+
+async def _run(folder: Path, host: str, port: int, console: Console) -> None:
+    secret = _kept_secret(folder / "jwt-secret")
+    async with embedded.start(data_directory=folder / "postgres") as postgres:
+        url = await _own_database(postgres.url, secrets.token_urlsafe(24))
+        await migrate.migrate(url)
+        settings = Settings(database_url=url, host=host, port=port, jwt_secrets=(secret,))
+        async with server.serve(settings) as running:
+            await running.following.wait()
+            _explain(console, f"http://{running.host}:{running.port}", secret, url, folder)
+            await server.until_signalled(running)
+
+
+def _kept_secret(path: Path) -> str:
+    if not path.exists():
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_urlsafe(32))
+    return path.read_text().strip()
+
+
+async def _own_database(admin_url: str, password: str) -> str:
+    """A database of a plain owner, made once; the URL of the owner, with a new password."""
+    name = sql.Identifier(OWNER)
+    async with await psycopg.AsyncConnection.connect(admin_url, autocommit=True) as admin:
+        cursor = await admin.execute("select from pg_roles where rolname = %s", [OWNER])
+        if not cursor.rowcount:
+            await admin.execute(sql.SQL("create role {} login createrole replication").format(name))
+        await admin.execute(sql.SQL("alter role {} password {}").format(name, password))
+        cursor = await admin.execute("select from pg_database where datname = %s", [OWNER])
+        if not cursor.rowcount:
+            await admin.execute(sql.SQL("create database {} owner {}").format(name, name))
+    return conninfo_url(make_conninfo(admin_url, user=OWNER, password=password, dbname=OWNER))
+
+
+def _explain(console: Console, url: str, secret: str, database_url: str, folder: Path) -> None:
+    def key(role: str) -> str:
+        return tokens.mint(secret, role=role, now=time.time(), ttl_seconds=KEY_SECONDS)
+
+    anon = key("anon")
+    lines = [
+        f"[bold]URL[/]           {url}",
+        f"[bold]anon key[/]      {anon}",
+        f"[bold]service key[/]   {key('service_role')}",
+        f"[bold]DATABASE_URL[/]  {database_url}",
+        f"[bold]data[/]          {folder}",
+        "",
+        "Paste this into a program, then:  "
+        "select realtime.send('{\"hello\": 1}', 'greeting', 'room:1', false);",
+        "",
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
+    console.print(_SNIPPET.format(url=url, anon=anon), soft_wrap=True, markup=False)
+    console.print("\nCtrl-C ends it.")

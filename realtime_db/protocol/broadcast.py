@@ -1,0 +1,52 @@
+"""One broadcast on its way to subscribers, before anybody's framing. No I/O here.
+
+Above are those who publish: channels, REST, the reader of the WAL. Below is the hub, which encodes
+it once for each framing. Which frame a message goes out in depends on where it came from
+(PROTOCOL 3, "Which messages use which frame"); `encode` knows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from realtime_db.protocol.frames import Frame, Framing, live_meta
+
+
+class Broadcast(NamedTuple):
+    """What subscribers get.
+
+    Attributes:
+        topic: the full one, `realtime:room`.
+        event: the user's name for the event.
+        payload: the user's JSON text, or bytes if `binary`.
+        id: of a stored message; clients see it as `meta.id`. Empty if it is not stored.
+        binary: whether the payload is bytes and no JSON.
+        whole: the payload object of a client's text frame, handed on as it came; `event` and
+            `payload` do not count then.
+        as_text: whether JSON goes out in a text frame, as messages of a REST batch do.
+        cursor: where a subscriber that can resume would begin after it; empty if it is not stored.
+    """
+
+    topic: str
+    event: str
+    payload: bytes
+    id: str = ""
+    binary: bool = False
+    whole: bytes | None = None
+    as_text: bool = False
+    cursor: str = ""
+
+    def encode(self, framing: Framing) -> Frame | None:
+        """The frame for clients of a framing; None if they do not get this message.
+
+        Raises:
+            FieldTooLong: binary, with a name that does not fit.
+        """
+        if self.whole is not None:
+            return framing.broadcast(self.topic, self.whole)
+        meta = live_meta(self.id) if self.id else b""
+        if self.as_text:
+            return framing.text_broadcast(self.topic, self.event, self.payload, meta=meta)
+        return framing.user_broadcast(
+            self.topic, self.event, self.payload, meta=meta, binary=self.binary
+        )

@@ -1,0 +1,73 @@
+"""Reads stored messages for a replay (PROTOCOL 7.4).
+
+Above: the joins, which want the latest of a topic. Below: the pool of the server, as the owner of
+`realtime.messages`; the user's right to read has been checked by then.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from realtime_db.auth.access import CheckFailed
+from realtime_db.database import Connection
+from realtime_db.protocol.broadcast import Broadcast
+from realtime_db.protocol.join import Replay
+
+# Walks the primary key of each partition backwards, and stops after `limit` rows.
+_LATEST: Final = """
+    select id::text, event, payload::text, binary_payload
+    from realtime.messages
+    where topic = %(topic)s
+        and extension = 'broadcast'
+        and private
+        and event is not null
+        and (payload is not null or binary_payload is not null)
+        and inserted_at >= to_timestamp(%(since)s) at time zone 'utc'
+        and inserted_at < (now() at time zone 'utc') + interval '1 minute'
+    order by inserted_at desc, position desc
+    limit %(limit)s
+"""
+
+
+class ReplayFailed(CheckFailed):
+    """The stored messages could not be read."""
+
+    join = "UnableToReplayMessages: Realtime was unable to replay messages"
+
+
+class StoredMessages:
+    """Reads them, over a pool of connections."""
+
+    def __init__(self, pool: AsyncConnectionPool[Connection]) -> None:
+        self._pool = pool
+
+    async def latest(self, topic: str, replay: Replay) -> list[Broadcast]:
+        """The latest messages of a private topic, oldest first.
+
+        Args:
+            topic: the sub-topic.
+            replay: since when, and how many at most.
+
+        Raises:
+            ReplayFailed: they could not be read.
+        """
+        wanted = {"topic": topic, "since": replay.since_ms / 1000, "limit": replay.limit}
+        try:
+            async with self._pool.connection() as connection:
+                cursor = await connection.execute(_LATEST, wanted)
+                rows = await cursor.fetchall()
+        except (psycopg.Error, PoolTimeout) as error:
+            raise ReplayFailed(f"stored messages of {topic} cannot be read: {error}") from error
+        return [
+            Broadcast(
+                f"realtime:{topic}",
+                event,
+                payload.encode() if binary is None else binary,
+                id=row_id,
+                binary=binary is not None,
+            )
+            for row_id, event, payload, binary in reversed(rows)
+        ]
