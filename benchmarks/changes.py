@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Iterator
 from functools import partial
 
-from harness import Connection, Place, Row, Samples, compared, take_turns, timed
+from harness import Connection, Place, Row, Samples, compared, take_turns
 
 from realtime_db.install import triggers
 
@@ -73,18 +73,26 @@ def update_statement(side: str, which: str) -> str:
 
 
 def _compare(
-    place: Place, rounds: int, *, filled: int, first: str, second: str, rows: int
+    place: Place,
+    rounds: int,
+    *,
+    filled: int,
+    first: str,
+    second: str,
+    rows: int,
+    warm_up: bool = True,
 ) -> Samples:
-    """Times `second` after `first`, both with the place {table}, in one session."""
+    """Times `second` after `first` in one session; both have the placeholder {table}."""
 
     def turn(connection: Connection, side: str) -> float:
         fill(connection, side, filled)
         connection.execute(first.format(table=TABLES[side], rows=1).encode())
-        return timed(connection, second.format(table=TABLES[side], rows=rows))
+        return place.timed(connection, second.format(table=TABLES[side], rows=rows))
 
     with place.connect() as connection:
         make_tables(place, connection)
-        return take_turns({side: partial(turn, connection, side) for side in TABLES}, rounds)
+        sides = {side: partial(turn, connection, side) for side in TABLES}
+        return take_turns(sides, rounds, warm_up=warm_up)
 
 
 def update(place: Place, rounds: int) -> Iterator[Row]:
@@ -102,7 +110,13 @@ def update(place: Place, rounds: int) -> Iterator[Row]:
         (100_000, 2.0, min(rounds, 2)),
     ):
         samples = _compare(
-            place, turns, filled=rows + 1, first=first, second=_UPDATE + "id > 1", rows=rows
+            place,
+            turns,
+            filled=rows + 1,
+            first=first,
+            second=_UPDATE + "id > 1",
+            rows=rows,
+            warm_up=rows < 100_000,
         )
         cost[rows] = samples.of("ours") / rows
         yield compared(f"UPDATE of {rows:,} rows", samples, rows, "peer", must)

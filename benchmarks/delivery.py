@@ -16,7 +16,7 @@ from realtime_db.wal.stream import open_stream
 
 ROWS = 100_000
 _DEADLINE_SECONDS = 180.0
-_PUBLICATIONS = {"ours": "realtime_messages", "peer": "peer_messages"}
+_SCHEMAS = {"ours": "realtime", "peer": "peer"}
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class _Reader:
     """
 
     url: str
-    publication: str
+    schema: str
     ready: threading.Event = field(default_factory=threading.Event)
     seen: int = 0
     finished_at: float = 0.0
@@ -48,7 +48,9 @@ class _Reader:
     async def _read(self) -> None:
         async with (
             asyncio.timeout(_DEADLINE_SECONDS),
-            open_stream(self.url, publication=self.publication) as stream,
+            open_stream(
+                self.url, publication=f"{self.schema}_messages", schema=self.schema
+            ) as stream,
         ):
             await stream.start()
             self.ready.set()
@@ -67,7 +69,7 @@ def last_message(place: Place, rounds: int) -> Iterator[Row]:
     def turn(connection: Connection, side: str) -> float:
         fill(connection, side, ROWS + 1)
         connection.execute(update_statement(side, "id = 1").encode())
-        reader = _Reader(place.owner_url, _PUBLICATIONS[side])
+        reader = _Reader(place.owner_url, _SCHEMAS[side])
         thread = threading.Thread(target=reader.run)
         thread.start()
         try:
@@ -79,6 +81,7 @@ def last_message(place: Place, rounds: int) -> Iterator[Row]:
             thread.join()
         if reader.failure:
             raise reader.failure
+        _wait_for_walsender(connection)
         after_commit[side].append(reader.finished_at - committed)
         return reader.finished_at - begin
 
@@ -102,3 +105,14 @@ def last_message(place: Place, rounds: int) -> Iterator[Row]:
         ours=f"{waits['ours'].middle:.2f} s",
         peer=f"{waits['peer'].middle:.2f} s",
     )
+
+
+def _wait_for_walsender(connection: Connection) -> None:
+    """Its work goes on for seconds after its client has gone, and would slow the next turn."""
+    deadline = time.monotonic() + _DEADLINE_SECONDS
+    busy = (
+        "select exists (select from pg_replication_slots "
+        "where database = current_database() and active)"
+    )
+    while connection.execute(busy).fetchone() == (True,) and time.monotonic() < deadline:
+        time.sleep(0.1)

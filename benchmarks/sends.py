@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Iterator
 
-from harness import Connection, Place, Row, Samples, compared, take_turns, timed
+from harness import Connection, Place, Row, Samples, compared, take_turns
 
 MANY = 1_000
 _ALONE = 20
@@ -93,7 +93,7 @@ def _each(place: Place, text: str, rounds: int) -> Samples:
 
         def turn(statement: str, value: str) -> float:
             _empty(connection)
-            return timed(connection, statement, (value,))
+            return place.timed(connection, statement, (value,))
 
         return take_turns(
             {
@@ -139,7 +139,7 @@ def send_many(place: Place, rounds: int) -> Iterator[Row]:
 
         def turn(statement: str) -> float:
             _empty(connection)
-            return timed(connection, statement)
+            return place.timed(connection, statement)
 
         samples = take_turns(
             {

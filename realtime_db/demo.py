@@ -1,9 +1,10 @@
-"""`realtime-db demo`: a private Postgres, real traffic, and every change arriving as a message.
+"""`realtime-db demo`: a private Postgres, real traffic, and every change arriving at a client.
 
-The tables and the traffic are those of pgbench, which comes with Postgres. Its branch, of which
-there is one, is updated by every transaction, so that each one waits for the one before: the old
-balance in a message must be the new balance of the message before. That chain, and the sums of
-the tables afterwards, are what the demo checks: neither was made by the code that it checks.
+The tables and the traffic are those of pgbench, which comes with Postgres. The client is a
+WebSocket that joins private channels, as a browser would. pgbench's branch, of which there is one,
+is updated by every transaction, so that each one waits for the one before: the old balance in a
+message must be the new balance of the message before. That chain, and the sums of the tables
+afterwards, are what the demo checks: neither was made by the code that it checks.
 """
 
 from __future__ import annotations
@@ -11,18 +12,24 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import secrets
+import time
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
 from rich.console import Console
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as connect_websocket
 
-from realtime_db import embedded
+from realtime_db import embedded, server
+from realtime_db.auth import tokens
 from realtime_db.database import connect
 from realtime_db.install import migrate, triggers
-from realtime_db.wal.pgoutput import Message
-from realtime_db.wal.stream import Stream, open_stream
+from realtime_db.settings import Settings
 
 CLIENTS = 4
 TRANSACTIONS_PER_CLIENT = 250
@@ -30,12 +37,13 @@ SHOWN = 8
 SILENCE_SECONDS = 20.0
 
 # Per transaction pgbench updates one row of each of the first three and inserts into the last.
-TOPICS = {
+TRIGGERS = {
     "pgbench_branches": "branch:{bid}",
     "pgbench_tellers": "teller:{tid}",
-    "pgbench_accounts": "account:{aid}",
-    "pgbench_history": "history:{bid}",
+    "pgbench_accounts": "accounts",
+    "pgbench_history": "history",
 }
+TOPICS = ["branch:1", *(f"teller:{number}" for number in range(1, 11)), "accounts", "history"]
 
 
 @dataclass(slots=True)
@@ -46,10 +54,8 @@ class Ledger:
     moved: Counter[str] = field(default_factory=Counter)
     branch_balances: list[tuple[Decimal, Decimal]] = field(default_factory=list)
 
-    def add(self, message: Message) -> None:
-        """Counts a message and remembers what it says of balances."""
-        assert message.payload is not None
-        change = json.loads(message.payload, parse_float=Decimal, parse_int=Decimal)
+    def add(self, change: dict[str, Any]) -> None:
+        """Counts a change and remembers what it says of balances."""
         table, record, old = change["table"], change["record"], change["old_record"]
         self.received[table] += 1
         if table == "pgbench_history":
@@ -64,16 +70,16 @@ class Ledger:
         """What does not add up; empty when all does."""
         found = [
             f"{table}: {transactions} changes were made, {self.received[table]} messages arrived"
-            for table in TOPICS
+            for table in TRIGGERS
             if self.received[table] != transactions
         ]
         found += [
             f"{table}: the table moved by {moved}, the messages say {self.moved[table]}"
-            for table in TOPICS
+            for table in TRIGGERS
             if self.moved[table] != moved
         ]
-        chain = self.branch_balances
-        if any(before[1] != after[0] for before, after in itertools.pairwise(chain)):
+        chain = itertools.pairwise(self.branch_balances)
+        if any(before[1] != after[0] for before, after in chain):
             found.append("pgbench_branches: the messages are not in commit order")
         return found
 
@@ -87,31 +93,31 @@ async def run(console: Console) -> int:
     Raises:
         RealtimeDbError: Postgres could not be started, or a step failed.
     """
-    wanted = CLIENTS * TRANSACTIONS_PER_CLIENT * len(TOPICS)
+    wanted = CLIENTS * TRANSACTIONS_PER_CLIENT * len(TRIGGERS)
     console.print("[bold]1[/]  a private Postgres, gone when this ends", end=" … ")
-    async with embedded.start() as server:
-        console.print(f"{server.url.rsplit('@')[-1]}")
+    async with embedded.start() as postgres:
+        console.print(f"{postgres.url.rsplit('@')[-1]}")
 
         console.print("[bold]2[/]  realtime-db migrate", end=" … ")
-        await migrate.migrate(server.url)
+        await migrate.migrate(postgres.url)
         console.print("realtime.messages, realtime.send, policies, partitions, publication")
 
-        console.print(
-            "[bold]3[/]  the tables of pgbench, with a broadcast trigger on each", end=" … "
-        )
-        await server.run("pgbench", "--initialize", "--quiet")
-        for table, topic in TOPICS.items():
-            await triggers.add(server.url, triggers.TriggerOptions(table, topic))
-        console.print(", ".join(TOPICS.values()))
+        console.print("[bold]3[/]  pgbench's tables, with broadcast triggers", end=" … ")
+        await postgres.run("pgbench", "--initialize", "--quiet")
+        for table, topic in TRIGGERS.items():
+            await triggers.add(postgres.url, triggers.TriggerOptions(table, topic, except_columns=("filler",)))
+        console.print(", ".join(TRIGGERS.values()))
 
-        console.print(
-            f"[bold]4[/]  {CLIENTS} clients of pgbench, {wanted:,} changes, read from the WAL:\n"
-        )
-        ledger = Ledger()
-        async with open_stream(server.url) as stream:
-            await stream.start()
+        console.print("[bold]4[/]  realtime-db serve", end=" … ")
+        async with _client(postgres.url) as (address, websocket):
+            console.print(f"{address}, one client with {len(TOPICS)} private channels")
+            console.print(
+                f"[bold]5[/]  {CLIENTS} clients of pgbench make {wanted:,} changes; "
+                "the WebSocket gets:\n"
+            )
+            ledger = Ledger()
             traffic = asyncio.create_task(
-                server.run(
+                postgres.run(
                     "pgbench",
                     "--no-vacuum",
                     f"--client={CLIENTS}",
@@ -120,16 +126,15 @@ async def run(console: Console) -> int:
                 )
             )
             try:
-                await _receive(stream, ledger, wanted, console)
+                await _receive(websocket, ledger, wanted, console)
             finally:
                 await traffic
-        transactions, moved = await _what_the_tables_say(server.url)
+        transactions, moved = await _what_the_tables_say(postgres.url)
 
     received = sum(ledger.received.values())
     problems = ledger.problems(transactions, moved)
-    console.print(
-        f"\n   {received:,} messages received, {transactions * len(TOPICS):,} changes made"
-    )
+    changes = transactions * len(TRIGGERS)
+    console.print(f"\n   {received:,} messages received, {changes:,} changes made")
     for problem in problems:
         console.print(f"   [red]{problem}[/]")
     if problems:
@@ -138,29 +143,58 @@ async def run(console: Console) -> int:
     return 0
 
 
-async def _receive(stream: Stream, ledger: Ledger, wanted: int, console: Console) -> None:
+@asynccontextmanager
+async def _client(database_url: str) -> AsyncIterator[tuple[str, ClientConnection]]:
+    """A server, and a WebSocket that has joined the topics."""
+    secret = secrets.token_urlsafe(32)
+    key = tokens.mint(secret, role="service_role", now=time.time(), ttl_seconds=3600)
+    settings = Settings(database_url=database_url, port=0, jwt_secrets=(secret,), maintain=False)
+    async with server.serve(settings) as running:
+        await running.following.wait()
+        address = f"{running.host}:{running.port}"
+        url = f"ws://{address}/realtime/v1/websocket?apikey={key}&vsn=1.0.0"
+        async with connect_websocket(url, proxy=None) as websocket:
+            for topic in TOPICS:
+                join = {"config": {"private": True}}
+                await websocket.send(
+                    json.dumps(
+                        {
+                            "topic": f"realtime:{topic}",
+                            "event": "phx_join",
+                            "payload": join,
+                            "ref": topic,
+                        }
+                    )
+                )
+                reply = json.loads(await websocket.recv())
+                assert reply["payload"]["status"] == "ok", reply
+            yield address, websocket
+
+
+async def _receive(
+    websocket: ClientConnection, ledger: Ledger, wanted: int, console: Console
+) -> None:
     """Takes messages until all have come, or none has for a while; shows some of them."""
     received = 0
-    batches = aiter(stream)
     while received < wanted:
         try:
             async with asyncio.timeout(SILENCE_SECONDS):
-                batch = await anext(batches)
-        except (TimeoutError, StopAsyncIteration):
+                text = await websocket.recv()
+        except TimeoutError:
             return
-        for message in batch.messages:
-            ledger.add(message)
-            received += 1
-            if received <= SHOWN:
-                payload = (message.payload or b"").decode()
-                console.print(
-                    f"   [cyan]{message.topic}[/] [magenta]{message.event}[/] {payload}",
-                    soft_wrap=True,
-                    highlight=False,
-                )
-            elif received % (wanted // 4) == 0:
-                console.print(f"   … {received:,}", highlight=False)
-        stream.acknowledge(batch.end_lsn)
+        message = json.loads(text, parse_float=Decimal, parse_int=Decimal)
+        if message["event"] != "broadcast":
+            continue
+        ledger.add(message["payload"]["payload"])
+        received += 1
+        if received <= SHOWN:
+            shown = json.dumps(message["payload"]["payload"], default=int)
+            topic, event = message["topic"], message["payload"]["event"]
+            console.print(
+                f"   [cyan]{topic}[/] [magenta]{event}[/] {shown}", soft_wrap=True, highlight=False
+            )
+        elif received % (wanted // 4) == 0:
+            console.print(f"   … {received:,}", highlight=False)
 
 
 async def _what_the_tables_say(url: str) -> tuple[int, Any]:

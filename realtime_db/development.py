@@ -97,6 +97,7 @@ def _explain(console: Console, url: str, secret: str, database_url: str, folder:
     anon = key("anon")
     lines = [
         f"[bold]URL[/]           {url}",
+        f"[bold]inspector[/]     {url}/#key={anon}",
         f"[bold]anon key[/]      {anon}",
         f"[bold]service key[/]   {key('service_role')}",
         f"[bold]DATABASE_URL[/]  {database_url}",

@@ -12,15 +12,18 @@ on a topic stays, for its next flush begins when the one before has ended.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
-from realtime_db.protocol.broadcast import Broadcast
+from realtime_db.protocol.broadcast import Broadcast, Snapshot
 
 WRITES_PER_TURN: Final = 1000
 
 Key = tuple[str, bool]
 """`(topic without its prefix, private)`: private and public subscribers never meet."""
+
+_log = logging.getLogger(__name__)
 
 Write = Callable[[bytes], object]
 
@@ -40,14 +43,16 @@ class Subscription:
         wire: what the subscriber speaks.
         write: called with bytes; must not block and must not raise but RuntimeError, which says
             that the socket is gone.
+        seen: what of the stored messages the subscriber has, or did not want; if it asked.
     """
 
-    __slots__ = ("key", "wire", "write")
+    __slots__ = ("key", "seen", "wire", "write")
 
-    def __init__(self, key: Key, wire: Wire, write: Write) -> None:
+    def __init__(self, key: Key, wire: Wire, write: Write, seen: Snapshot | None) -> None:
         self.key = key
         self.wire = wire
         self.write = write
+        self.seen = seen
 
 
 class Tap:
@@ -61,12 +66,16 @@ class Tap:
 
 
 class _Topic:
-    """The subscribers of a topic by what they speak, and what waits for them."""
+    """The subscribers of a topic by what they speak, and what waits for them.
 
-    __slots__ = ("flushing", "pending", "subscribers", "taps")
+    `skipping` are those who have seen what may still come.
+    """
+
+    __slots__ = ("flushing", "pending", "skipping", "subscribers", "taps")
 
     def __init__(self) -> None:
         self.subscribers: dict[Wire, dict[Subscription, None]] = {}
+        self.skipping: set[Subscription] = set()
         self.taps: dict[Tap, None] = {}
         self.pending: list[tuple[Broadcast, Subscription | None]] = []
         self.flushing: Iterator[None] | None = None
@@ -80,7 +89,7 @@ class Hub:
     """
 
     def __init__(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
-        self._call_soon = call_soon
+        self.call_soon = call_soon
         self._topics: dict[Key, _Topic] = {}
         self._dirty: dict[Key, _Topic] = {}
         self._scheduled = False
@@ -92,10 +101,23 @@ class Hub:
         """How many topics have a subscriber."""
         return len(self._topics)
 
-    def subscribe(self, key: Key, wire: Wire, write: Write) -> Subscription:
-        """Makes `write` get what is published to a topic from now on."""
-        subscription = Subscription(key, wire, write)
-        self._topic(key).subscribers.setdefault(wire, {})[subscription] = None
+    def subscribe(
+        self, key: Key, wire: Wire, write: Write, *, seen: Snapshot | None = None
+    ) -> Subscription:
+        """Makes `write` get what is published to a topic from now on.
+
+        Args:
+            key: the topic.
+            wire: what the subscriber speaks.
+            write: takes bytes.
+            seen: what of the stored messages the subscriber does not get, for it had a replay,
+                which may be faster than the WAL.
+        """
+        subscription = Subscription(key, wire, write, seen)
+        topic = self._topic(key)
+        topic.subscribers.setdefault(wire, {})[subscription] = None
+        if seen is not None:
+            topic.skipping.add(subscription)
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
@@ -103,6 +125,7 @@ class Hub:
         topic = self._topics.get(subscription.key)
         if topic is None:
             return
+        topic.skipping.discard(subscription)
         subscribers = topic.subscribers.get(subscription.wire, {})
         if subscribers.pop(subscription, subscription) is None and not subscribers:
             del topic.subscribers[subscription.wire]
@@ -168,7 +191,7 @@ class Hub:
             self._dirty[key] = topic
             if not self._scheduled:
                 self._scheduled = True
-                self._call_soon(self.flush)
+                self.call_soon(self.flush)
 
     def flush(self) -> None:
         """Writes what is pending, up to a slice of each topic; the rest in the next turns."""
@@ -177,40 +200,47 @@ class Hub:
         for key, topic in dirty.items():
             if topic.flushing is None:
                 topic.flushing = self._flush(topic)
-            for _ in topic.flushing:
-                self._dirty[key] = topic
-                break
-            else:
+            try:
+                unfinished = next(topic.flushing, self) is None
+            except Exception:  # a defect of ours; the other topics need not suffer
+                _log.exception("messages of %r were lost", key)
+                unfinished = False
+            if not unfinished:
                 topic.flushing = None
-                if topic.pending:
-                    self._dirty[key] = topic
+            if unfinished or topic.pending:
+                self._dirty[key] = topic
         if self._dirty and not self._scheduled:
             self._scheduled = True
-            self._call_soon(self.flush)
+            self.call_soon(self.flush)
 
     def _flush(self, topic: _Topic) -> Iterator[None]:
         """Writes what is pending now; yields after each slice."""
         pending, topic.pending = topic.pending, []
-        senders = {besides for _, besides in pending if besides is not None}
         room = WRITES_PER_TURN
+        different = _different(topic, pending)
         for wire, subscribers in list(topic.subscribers.items()):
-            frames = [(wire.encode(message), besides) for message, besides in pending]
-            data = b"".join(frame for frame, _ in frames if frame)
+            frames = [(wire.encode(message), message, besides) for message, besides in pending]
+            data = b"".join(frame for frame, _, _ in frames if frame)
             if not data:
                 continue
-            # What a sender gets instead: all but its own.
             theirs = {
-                sender: b"".join(frame for frame, besides in frames if frame and besides != sender)
-                for sender in senders
-                if sender in subscribers
+                one: b"".join(
+                    frame
+                    for frame, message, besides in frames
+                    if frame
+                    and besides is not one
+                    and (one.seen is None or not one.seen.shows(message))
+                )
+                for one in different
+                if one in subscribers
             }
             for one in list(subscribers):
                 mine = theirs.get(one, data) if theirs else data
-                if not mine:
+                if not mine or one not in subscribers:  # it left since an earlier slice
                     continue
                 try:
                     one.write(mine)
-                except RuntimeError:  # the socket was closed in an earlier slice
+                except RuntimeError:  # the socket is closed
                     continue
                 self.deliveries += len(pending)
                 self.delivered_bytes += len(mine)
@@ -218,3 +248,21 @@ class Hub:
                 if not room:
                     room = WRITES_PER_TURN
                     yield
+
+
+def _different(
+    topic: _Topic, pending: list[tuple[Broadcast, Subscription | None]]
+) -> set[Subscription]:
+    """Those that do not get all that is pending: senders, and who has had some of it before."""
+    different = {besides for _, besides in pending if besides is not None}
+    if topic.skipping:
+        stored = [message for message, _ in pending if message.transaction_id]
+        first = min((message.transaction_id for message in stored), default=0)
+        different.update(
+            one
+            for one in topic.skipping
+            if one.seen is not None
+            and 0 < first < one.seen.xmax
+            and any(map(one.seen.shows, stored))
+        )
+    return different

@@ -275,5 +275,6 @@ def _publish(services: Services, message: Message) -> None:
             payload,
             id=message.id,
             binary=binary is not None,
+            transaction_id=message.transaction_id,
         ),
     )

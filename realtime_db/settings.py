@@ -38,6 +38,9 @@ class Settings:
     max_joins_per_second: float = _setting(
         "On average; over it a join is refused and its connection closed. 0 is no limit.", 10_000.0
     )
+    max_messages_per_second: float = _setting(
+        "Of one client, on average; over it the channel is closed. 0 is no limit.", 10_000.0
+    )
     max_replay: int = _setting("Messages in one replay.", 25)
     max_write_buffer_bytes: int = _setting(
         "A client that is further behind is thrown out.", 1_048_576
@@ -47,5 +50,6 @@ class Settings:
     pool_size: int = _setting("Connections that ask policies and read stored messages.", 10)
     statement_timeout_seconds: float = _setting("Of each of their questions.", 5.0)
     maintain: bool = _setting("Make and drop partitions, every hour.", True)
+    inspector: bool = _setting("Serve a page at / that shows messages as they arrive.", True)
     tls_certificate: Path | None = _setting("Certificate chain in PEM.", None)
     tls_key: Path | None = _setting("Its private key in PEM.", None)

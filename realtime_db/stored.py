@@ -13,22 +13,28 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from realtime_db.auth.access import CheckFailed
 from realtime_db.database import Connection
-from realtime_db.protocol.broadcast import Broadcast
+from realtime_db.protocol.broadcast import Broadcast, Replayed, Snapshot
 from realtime_db.protocol.join import Replay
 
-# Walks the primary key of each partition backwards, and stops after `limit` rows.
+# Walks the primary key of each partition backwards, and stops after `limit` rows. There is a row
+# for the snapshot even if there is no message.
 _LATEST: Final = """
-    select id::text, event, payload::text, binary_payload
-    from realtime.messages
-    where topic = %(topic)s
-        and extension = 'broadcast'
-        and private
-        and event is not null
-        and (payload is not null or binary_payload is not null)
-        and inserted_at >= to_timestamp(%(since)s) at time zone 'utc'
-        and inserted_at < (now() at time zone 'utc') + interval '1 minute'
-    order by inserted_at desc, position desc
-    limit %(limit)s
+    select snapshot.taken::text, latest.id::text, latest.event, latest.payload::text,
+        latest.binary_payload, latest.transaction_id::text
+    from (select pg_catalog.pg_current_snapshot() as taken) as snapshot
+    left join lateral (
+        select * from realtime.messages
+        where topic = %(topic)s
+            and extension = 'broadcast'
+            and private
+            and event is not null
+            and (payload is not null or binary_payload is not null)
+            and inserted_at >= to_timestamp(%(since)s) at time zone 'utc'
+            and inserted_at < (now() at time zone 'utc') + interval '1 minute'
+        order by inserted_at desc, position desc
+        limit %(limit)s
+    ) as latest on true
+    order by latest.inserted_at, latest.position
 """
 
 
@@ -44,8 +50,8 @@ class StoredMessages:
     def __init__(self, pool: AsyncConnectionPool[Connection]) -> None:
         self._pool = pool
 
-    async def latest(self, topic: str, replay: Replay) -> list[Broadcast]:
-        """The latest messages of a private topic, oldest first.
+    async def latest(self, topic: str, replay: Replay) -> Replayed:
+        """The latest messages of a private topic, oldest first, and what was to be seen.
 
         Args:
             topic: the sub-topic.
@@ -61,13 +67,16 @@ class StoredMessages:
                 rows = await cursor.fetchall()
         except (psycopg.Error, PoolTimeout) as error:
             raise ReplayFailed(f"stored messages of {topic} cannot be read: {error}") from error
-        return [
+        messages = [
             Broadcast(
                 f"realtime:{topic}",
                 event,
                 payload.encode() if binary is None else binary,
                 id=row_id,
                 binary=binary is not None,
+                transaction_id=int(transaction_id),
             )
-            for row_id, event, payload, binary in reversed(rows)
+            for _, row_id, event, payload, binary, transaction_id in rows
+            if row_id is not None
         ]
+        return Replayed(messages, Snapshot.parse(rows[0][0]))

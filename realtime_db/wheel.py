@@ -6,7 +6,10 @@ the loop calls `advance` once a second.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+
+_log = logging.getLogger(__name__)
 
 
 class Timer:
@@ -40,10 +43,22 @@ class Wheel:
         return timer
 
     def advance(self, now: float) -> None:
-        """Runs what is due."""
-        while self._second < int(now):
-            self._second += 1
-            for timer in self._slots.pop(self._second, ()):
+        """Runs what is due, earliest first. A callback that fails does not stop the others."""
+        second = int(now)
+        if second <= self._second:
+            return
+        if second - self._second > len(self._slots):  # as after a night's sleep
+            due = sorted(slot for slot in self._slots if slot <= second)
+        else:
+            due = [slot for slot in range(self._second + 1, second + 1) if slot in self._slots]
+        # Before the callbacks: what they schedule is not due yet.
+        self._second = second
+        for slot in due:
+            for timer in self._slots.pop(slot):
                 callback, timer.callback = timer.callback, None
-                if callback is not None:
+                if callback is None:
+                    continue
+                try:
                     callback()
+                except Exception:
+                    _log.exception("a timer failed")

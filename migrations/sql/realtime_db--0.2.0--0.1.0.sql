@@ -3,12 +3,7 @@
 -- The counts of swallowed errors: 0.1.0 has nothing that writes or reads them.
 drop table if exists realtime.send_errors;
 
-drop function if exists realtime.drop_partition(date);
-drop function if exists realtime.maintain(date);
-drop function if exists realtime.partitions();
 drop function if exists realtime.send_many(jsonb[], text[], text[], boolean);
-
-grant execute on function realtime.create_partition(date) to public;
 
 -- Broadcasts one changed row to private subscribers; called from a row-level trigger.
 --
@@ -37,14 +32,17 @@ declare
     context text;
 begin
     if level operator(pg_catalog.=) 'STATEMENT' then
-        raise exception 'Failed to process the row: function can only be triggered for each row, not for each statement'
+        raise exception '%',
+            'Failed to process the row: function can only be triggered for each row, '
+            'not for each statement'
         using hint = 'Declare the trigger `for each row`, or let '
             '`realtime-db trigger add` make a statement-level one.';
     end if;
     if operation operator(pg_catalog.=) any (array['INSERT', 'UPDATE', 'DELETE']) then
         null;
     else
-        raise exception 'Failed to process the row: Unexpected operation type: %', operation
+        raise exception 'Failed to process the row: Unexpected operation type: %',
+            operation
         using hint = 'Pass TG_OP: INSERT, UPDATE or DELETE.';
     end if;
     if topic_name is null and operation operator(pg_catalog.=) 'DELETE' then
@@ -59,11 +57,13 @@ begin
             'operation', operation,
             'record',
             case
-                when operation operator(pg_catalog.<>) 'DELETE' then pg_catalog.to_jsonb(new)
+                when operation operator(pg_catalog.<>) 'DELETE'
+                    then pg_catalog.to_jsonb(new)
             end,
             'old_record',
             case
-                when operation operator(pg_catalog.<>) 'INSERT' then pg_catalog.to_jsonb(old)
+                when operation operator(pg_catalog.<>) 'INSERT'
+                    then pg_catalog.to_jsonb(old)
             end
         ),
         event_name,
@@ -77,11 +77,15 @@ comment on function realtime.broadcast_changes(
 ) is
 'Broadcasts one changed row to private subscribers; called from a row-level trigger.';
 
--- Makes the partition of realtime.messages for a UTC day, if it is missing.
+-- Makes the partition of realtime.messages for a UTC day, if it is missing. A table of
+-- its name that was detached, or nearly so, is attached again.
 --
 -- returns   whether it was missing
--- effects   `like` and `attach` instead of `create … partition of`: they do not wait for
---           readers of the parent and senders do not wait for them
+-- effects   `like` and `attach` instead of `create … partition of`: they do not wait
+--           for readers of the parent, and senders do not wait for them
+-- errors    42501 not the owner of realtime.messages · 42P17 a partition that somebody
+--           else made holds a part of that day · 42809 a table of that name is another
+--           partition
 create or replace function realtime.create_partition(day date)
 returns boolean
 language plpgsql
@@ -92,6 +96,7 @@ as $$
 declare
     table_name text := 'messages_' || to_char(day, 'YYYY_MM_DD');
     owner_name name;
+    found record;
 begin
     if exists (
         select from realtime.partitions() as p
@@ -117,6 +122,19 @@ begin
             'check (inserted_at is not null and inserted_at >= %L and inserted_at < %L)',
             table_name, day, day + 1
         );
+    else
+        select p.detaching, p.leaving into found
+        from realtime.partitions() as p
+        where p.partition_name = table_name;
+        if found.detaching then
+            execute format(
+                'alter table realtime.messages detach partition realtime.%I finalize',
+                table_name
+            );
+        end if;
+        if found.leaving then
+            execute format('comment on table realtime.%I is null', table_name);
+        end if;
     end if;
     execute format(
         'alter table realtime.messages attach partition realtime.%I '
@@ -129,14 +147,50 @@ end;
 $$;
 
 comment on function realtime.create_partition(date) is
-'Makes the partition of realtime.messages for a UTC day; returns whether it was missing.';
+'Makes the partition of realtime.messages for a UTC day; returns if it was missing.';
+
+revoke execute on function realtime.create_partition(date) from public;
+
+-- Drops the partition of realtime.messages for a UTC day, with its messages.
+--
+-- returns   whether there was one. A table that was detached by hand is kept
+-- effects   while it is attached, this locks realtime.messages against readers and
+--           senders until the transaction ends: commit at once
+-- errors    55P03 a lock was not to be had within 5 ms: try again. Waiting longer would
+--           hold up the senders, who queue behind
+--           · 42501 not the owner of realtime.messages
+create or replace function realtime.drop_partition(day date)
+returns boolean
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '5ms'
+as $$
+declare
+    table_name text;
+begin
+    select p.partition_name into table_name
+    from realtime.partitions() as p
+    where p.day = drop_partition.day and (p.attached or p.detaching or p.leaving);
+    if table_name is null then
+        return false;
+    end if;
+    execute format('drop table realtime.%I', table_name);
+    return true;
+end;
+$$;
+
+comment on function realtime.drop_partition(date) is
+'Drops the partition of realtime.messages for a UTC day; returns if there was one.';
+
+revoke execute on function realtime.drop_partition(date) from public;
 
 -- Raises the error that says why a message cannot be stored and what to do about it.
 -- The send functions call it only when something looks wrong.
 --
 -- payload_missing   whether the payload is null; payloads themselves are not passed on
--- errors            RT002 topic missing · RT003 no partition for today · RT004 payload or
---                   event missing · 42501 no policy lets the caller insert
+-- errors            RT002 topic missing · RT003 no partition for today · RT004 payload
+--                   or event missing · 42501 no policy lets the caller insert
 create or replace function realtime.explain_refusal(
     topic text,
     event text,
@@ -163,13 +217,34 @@ begin
         using errcode = 'RT004', hint =
             'Subscribers would never get it. The JSON value null is ''null''::jsonb.';
     end if;
-    if to_regclass('realtime.messages_' || today) is null then
-        raise exception 'realtime.messages has no partition for today, messages_%', today
+    -- Unless a partition that somebody else made takes the row.
+    if to_regclass('realtime.messages_' || today) is null
+        and not exists (
+            select from pg_inherits as i
+            where i.inhparent = 'realtime.messages'::regclass
+                and not i.inhdetachpending
+                and i.inhrelid not in (
+                    select to_regclass('realtime.' || p.partition_name)
+                    from realtime.partitions() as p
+                )
+        ) then
+        raise exception 'realtime.messages has no partition for today, messages_%',
+            today
         using errcode = 'RT003', hint =
-            'Run `realtime-db maintain`, or: select realtime.maintain(); and schedule it.';
+            'Run `realtime-db maintain`, or: select realtime.maintain(); and schedule '
+            'it.';
     end if;
     -- Row level security applies to the caller. If no policy can let the row in, say so
     -- with the mend; a policy that is there and refuses speaks for itself.
+    if not has_table_privilege('realtime.messages', 'insert') then
+        raise exception '% may not insert into realtime.messages', current_user
+        using errcode = '42501', hint = format(
+            'Make the trigger function that sends security definer (with a pinned '
+            'search_path), or: grant insert on realtime.messages to %I; and add a policy '
+            'for insert.',
+            current_user
+        );
+    end if;
     if row_security_active('realtime.messages'::regclass) and not exists (
         select from pg_policy as p
         where p.polrelid = 'realtime.messages'::regclass
@@ -198,13 +273,168 @@ $$;
 comment on function realtime.explain_refusal(text, text, boolean) is
 'Raises the error that says why a message cannot be stored, and what to do about it.';
 
+-- Makes the partitions of realtime.messages for today and the days ahead, and drops
+-- those that are older than realtime.settings.retention_days. For pg_cron, every hour:
+--
+--     select cron.schedule('realtime-db maintain', '7 * * * *',
+--                          'select * from realtime.maintain()');
+--
+-- today     the UTC day of the server's clock; another one is for tests
+-- returns   a row for each partition that was 'created' or 'dropped', is 'left' for the
+--           next call, or 'failed'; reason says why. None of the last two is an error:
+--           that would undo the rest. A failure is a warning as well
+-- effects   to drop beside readers takes `detach … concurrently`, which no function can
+--           do. So this asks for the lock that senders wait for, 5 ms at a time, 20
+--           times in some 2 seconds, and begins no drop when it has had the lock for
+--           5 ms; what is left, it leaves for the next call. Call it in a transaction
+--           of its own. Does nothing on a standby and beside another maintainer
+-- errors    42501 not the owner of realtime.messages. Runs with the rights of its
+--           caller, and only the owner may call it
+create or replace function realtime.maintain(
+    today date default (clock_timestamp() at time zone 'utc')::date
+)
+returns table (action text, partition_name text, reason text)
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+-- To make a partition waits for other maintenance of the table only; senders do not
+-- queue behind it.
+set lock_timeout = '2s'
+as $$
+#variable_conflict use_column
+declare
+    settings record;
+    wanted date;
+    doomed date[];
+    done integer := 0;
+    held_since timestamptz;
+begin
+    if pg_is_in_recovery() then
+        raise notice 'a standby: its primary is maintained, and it follows';
+        return;
+    end if;
+    if not pg_try_advisory_xact_lock(hashtextextended('realtime-db maintain', 0)) then
+        raise notice 'another maintainer of realtime.messages is at work';
+        return;
+    end if;
+    select s.retention_days, s.days_ahead into settings from realtime.settings as s;
+
+    for wanted in
+        select d.day
+        from (
+            select today + n from generate_series(0, settings.days_ahead) as n
+            union all
+            -- Retention may have been raised while they were on their way out.
+            select p.day from realtime.partitions() as p
+            where p.leaving
+                and p.day < today
+                and p.day >= today - settings.retention_days
+        ) as d (day)
+        where not exists (
+            select from realtime.partitions() as p where p.day = d.day and p.attached
+        )
+        order by d.day < today, d.day
+    loop
+        partition_name := 'messages_' || to_char(wanted, 'YYYY_MM_DD');
+        begin
+            perform realtime.create_partition(wanted);
+            action := 'created';
+            reason := null;
+        exception
+            when insufficient_privilege then
+                raise;
+            when others then
+                action := 'failed';
+                reason := sqlerrm;
+                raise warning 'no partition realtime.%: %', partition_name, sqlerrm;
+        end;
+        return next;
+    end loop;
+
+    doomed := array(
+        select p.day
+        from realtime.partitions() as p
+        where p.day < today - settings.retention_days
+            and (p.attached or p.detaching or p.leaving)
+        order by p.day
+    );
+    if doomed = '{}' then
+        return;
+    end if;
+    -- Senders wait for what follows, so that as much as can be is done before it: with
+    -- this, which drops nothing, the function is compiled and its queries are planned.
+    perform realtime.drop_partition(null);
+    perform set_config('lock_timeout', '5ms', true);
+    for attempt in 1..20 loop
+        begin
+            -- Only the table itself: its partitions are locked as they are dropped.
+            lock table only realtime.messages in access exclusive mode;
+            held_since := clock_timestamp();
+            loop
+                done := done + 1;
+                partition_name := 'messages_' || to_char(doomed[done], 'YYYY_MM_DD');
+                begin
+                    perform realtime.drop_partition(doomed[done]);
+                    action := 'dropped';
+                    reason := null;
+                exception
+                    when insufficient_privilege then
+                        raise;
+                    when lock_not_available or deadlock_detected then
+                        action := 'left';
+                        reason := 'somebody uses it';
+                    when others then
+                        action := 'failed';
+                        reason := sqlerrm;
+                        raise warning 'cannot drop realtime.%: %',
+                            partition_name, sqlerrm;
+                end;
+                return next;
+                -- After the drop: on a busy machine 5 ms can pass before the first.
+                exit when done = cardinality(doomed)
+                    or clock_timestamp() > held_since + interval '5 ms';
+            end loop;
+            exit;
+        exception when lock_not_available or deadlock_detected then
+            -- The senders who queued up behind us pass in the meantime.
+            perform pg_sleep(0.05 + random() * 0.1);
+        end;
+    end loop;
+
+    action := 'left';
+    reason := case
+        when done = 0 then 'realtime.messages was in use all the time'
+        else 'enough for one call'
+    end;
+    while done < cardinality(doomed) loop
+        done := done + 1;
+        partition_name := 'messages_' || to_char(doomed[done], 'YYYY_MM_DD');
+        return next;
+    end loop;
+end;
+$$;
+
+comment on function realtime.maintain(date) is
+'Makes the partitions of the days ahead and drops those past retention; for pg_cron.';
+
+revoke execute on function realtime.maintain(date) from public;
+
 -- The daily partitions of realtime.messages: tables named messages_YYYY_MM_DD that hold
 -- just that UTC day. Anything else is somebody's own and is never touched.
 --
--- attached   false while a `detach … concurrently` was begun and not finished, and for
---            a table made for a day that was not attached
+-- attached    whether messages go there: false while it is being detached, and for a
+--             table that is not or no longer a partition
+-- detaching   a `detach … concurrently` was begun and is not finished
+-- leaving     realtime-db has begun to remove it. A table that is neither attached nor
+--             leaving was detached by hand, to keep it: it is never dropped
 create or replace function realtime.partitions()
-returns table (partition_name text, day date, attached boolean)
+returns table (
+    partition_name text,
+    day date,
+    attached boolean,
+    detaching boolean,
+    leaving boolean
+)
 language sql
 stable
 set search_path = pg_catalog, pg_temp
@@ -213,7 +443,12 @@ as $$
     select
         c.relname::text,
         d.day,
-        coalesce(not i.inhdetachpending, false)
+        coalesce(not i.inhdetachpending, false),
+        coalesce(i.inhdetachpending, false),
+        -- The comment outlives a crash between the detach and the drop.
+        coalesce(
+            obj_description(c.oid, 'pg_class') = 'Being removed by realtime-db.', false
+        )
     from pg_class as c
     left join pg_inherits as i
         on c.oid = i.inhrelid and i.inhparent = to_regclass('realtime.messages')
@@ -228,14 +463,15 @@ as $$
     where c.relnamespace = to_regnamespace('realtime')
         and c.relkind = 'r'
         and c.relname = 'messages_' || to_char(d.day, 'YYYY_MM_DD')
-        and (
-            i.inhrelid is null
-            or pg_get_expr(c.relpartbound, c.oid) = format(
+        and case
+            when i.inhrelid is null then not c.relispartition
+            -- 0 for the table's oid, with which it would wait for a lock on the table.
+            else pg_get_expr(c.relpartbound, 0) = format(
                 'FOR VALUES FROM (%L) TO (%L)',
                 to_char(d.day, 'YYYY-MM-DD HH24:MI:SS'),
                 to_char(d.day + 1, 'YYYY-MM-DD HH24:MI:SS')
             )
-        )
+        end
     order by d.day
 $$;
 
@@ -253,9 +489,9 @@ comment on function realtime.partitions() is
 -- effects   sets realtime.topic to the topic until the end of the transaction, for
 --           policies; no subtransaction, unless realtime.on_send_error is 'warn': then
 --           an error becomes a warning, null is returned and the transaction goes on
--- errors    RT001 payload too large · RT002 topic missing · RT003 no partition for today
---           · RT004 payload or event missing · RT005 topic or event too long
---           · 42501 no policy lets the caller insert
+-- errors    RT001 payload too large · RT002 topic missing · RT003 no partition for
+--           today · RT004 payload or event missing · RT005 topic or event too long ·
+--           42501 no policy lets the caller insert
 create or replace function realtime.send(
     payload jsonb,
     event text,
@@ -315,7 +551,7 @@ $$;
 comment on function realtime.send(jsonb, text, text, boolean) is
 'Stores one broadcast, sent to subscribers at commit; returns the message''s id.';
 
--- Stores one broadcast of bytes; subscribers get it when the caller's transaction commits.
+-- Stores one broadcast of bytes; subscribers get it when the transaction commits.
 --
 -- payload   any bytes, also none; at most realtime.settings.max_payload_bytes
 -- event     the name that clients listen for
@@ -376,12 +612,12 @@ end;
 $$;
 
 comment on function realtime.send_binary(bytea, text, text, boolean) is
-'Stores one broadcast of bytes, sent to subscribers at commit; returns the message''s id.';
+'Stores one broadcast of bytes, sent at commit; returns the message''s id.';
 
 -- Makes what holds data or belongs to the whole database: the settings, the messages
--- table with its partitions, the publication, the roles and their rights. Call it after
--- `create extension` and after `alter extension … update`; `realtime-db migrate` calls it
--- too. Calling it again does no harm.
+-- table with its partitions, the publication, the roles and their rights. Call it
+-- after `create extension` and after `alter extension … update`; `realtime-db migrate`
+-- calls it too. Calling it again does no harm.
 --
 -- These objects are not members of the extension: partitions made later under a member
 -- table would make a dump that cannot be restored, and `drop extension` would drop the
@@ -421,8 +657,8 @@ begin
     -- calls it for every message that is not small.
     --
     -- returns   true, if it fits after all
-    -- errors    RT001 payload too large · RT002 topic missing · RT005 topic or event too long
-    --           · RT006 two payloads
+    -- errors    RT001 payload too large · RT002 topic missing · RT005 topic or event too
+    --           long · RT006 two payloads
     create or replace function realtime.explain_misfit(
         topic text,
         event text,
@@ -441,7 +677,7 @@ begin
         max_bytes integer;
     begin
         if payload is not null and binary_payload is not null then
-            raise exception 'the message for topic % has both a payload and a binary_payload',
+            raise exception 'the message for topic % has a payload and a binary_payload',
                 topic
             using errcode = 'RT006', hint = 'Set one of the two.';
         end if;
@@ -478,7 +714,8 @@ begin
     --
     -- One call without a pinned search_path, and so every name is qualified: a check
     -- constraint is planned anew by each insert, which costs 18 us if the comparisons stand
-    -- in the constraint itself and 4 us like this.
+    -- in the constraint itself and 4 us like this. Here and not in functions/, for the table
+    -- needs it: as a member of the extension it would keep `drop extension` from working.
     --
     -- returns   true
     -- errors    those of explain_misfit
@@ -496,7 +733,10 @@ begin
         -- 8 kB of binary JSON are less than the smallest limit, 64 kB, in text.
         if pg_catalog.octet_length(topic) operator(pg_catalog.>) 0
             and pg_catalog.octet_length(topic) operator(pg_catalog.<=) 246
-            and (event is null or pg_catalog.octet_length(event) operator(pg_catalog.<=) 255)
+            and (
+                event is null
+                or pg_catalog.octet_length(event) operator(pg_catalog.<=) 255
+            )
             and (
                 payload is null
                 or (
@@ -542,17 +782,47 @@ begin
         )
     ) partition by range (inserted_at);
 
-    alter sequence realtime.messages_position owned by realtime.messages.position;
-    alter table realtime.messages enable row level security;
-
+    -- What `create table` cannot say, or a hand has undone. Looked at first, for each of
+    -- these makes senders wait, and setup() runs beside them.
     do $$
+    declare
+        column_name text;
     begin
+        if not exists (
+            select from pg_depend
+            where objid = 'realtime.messages_position'::regclass and deptype = 'a'
+        ) then
+            alter sequence realtime.messages_position owned by realtime.messages.position;
+        end if;
+        if not (
+            select c.relrowsecurity from pg_class as c
+            where c.oid = 'realtime.messages'::regclass
+        ) then
+            alter table realtime.messages enable row level security;
+        end if;
+        if not exists (
+            select from pg_constraint
+            where conrelid = 'realtime.messages'::regclass and conname = 'messages_fit'
+        ) then
+            alter table realtime.messages add constraint messages_fit check (
+                realtime.message_fits(topic, event, payload, binary_payload)
+            );
+        end if;
         if exists (
             select from pg_settings
             where name = 'default_toast_compression' and 'lz4' = any (enumvals)
         ) then
-            alter table realtime.messages alter column payload set compression lz4;
-            alter table realtime.messages alter column binary_payload set compression lz4;
+            for column_name in
+                select attname from pg_attribute
+                where attrelid = 'realtime.messages'::regclass
+                    and attname in ('payload', 'binary_payload')
+                    and attcompression <> 'l'
+            loop
+                execute format(
+                    'alter table realtime.messages alter column %I set compression lz4',
+                    column_name
+                );
+            end loop;
         end if;
     end;
     $$;
@@ -590,6 +860,12 @@ begin
         if not exists (select from pg_publication where pubname = 'realtime_messages') then
             create publication realtime_messages for table realtime.messages
             with (publish = 'insert', publish_via_partition_root = true);
+        elsif not exists (
+            -- A restore without the table leaves the publication empty.
+            select from pg_publication_tables
+            where pubname = 'realtime_messages' and schemaname = 'realtime'
+        ) then
+            alter publication realtime_messages add table realtime.messages;
         end if;
     end;
     $$;
@@ -605,7 +881,9 @@ begin
         foreach role_name in array array['anon', 'authenticated', 'service_role'] loop
             if not exists (select from pg_roles where rolname = role_name) then
                 if not (
-                    select rolsuper or rolcreaterole from pg_roles where rolname = current_user
+                    select r.rolsuper or r.rolcreaterole
+                    from pg_roles as r
+                    where r.rolname = current_user
                 ) then
                     raise warning 'role % is missing and % may not create roles; skipped',
                         role_name, current_user
@@ -702,7 +980,7 @@ as $$
 $$;
 
 comment on function realtime.topic() is
-'The topic being read or written, for policies on realtime.messages; null if there is none.';
+'The topic being read or written, for policies; null if there is none.';
 
 -- The release of realtime-db whose functions are installed.
 create or replace function realtime.version()
@@ -733,8 +1011,8 @@ declare
     callers text[];
     trigger_names text;
 begin
-    select array_agg(found[1]) into callers
-    from regexp_matches(context, 'PL/pgSQL function (\S+)\(\)', 'g') as found;
+    select array_agg(m.match[1]) into callers
+    from regexp_matches(context, 'PL/pgSQL function (\S+)\(\)', 'g') as m (match);
     select string_agg(quote_ident(t.tgname), ', ' order by t.tgname) into trigger_names
     from pg_trigger as t
     inner join pg_proc as p on t.tgfoid = p.oid
@@ -762,7 +1040,8 @@ volatile
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    raise warning 'WarnSendingBroadcastMessage: %', message using errcode = sqlstate_code;
+    raise warning 'WarnSendingBroadcastMessage: %', message
+    using errcode = sqlstate_code;
 end;
 $$;
 

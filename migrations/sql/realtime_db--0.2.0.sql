@@ -1,4 +1,17 @@
 -- realtime_db: 0.2.0 for a database without it. Frozen by `make release`; never edited.
+do $$
+begin
+    if exists (
+        select from pg_proc
+        where pronamespace = to_regnamespace('realtime') and proname = 'version'
+    ) then
+        raise exception 'realtime-db was already installed here by `realtime-db migrate`'
+        using hint =
+            'To hand it over to the extension: create extension realtime_db version '
+            '''unpackaged''; alter extension realtime_db update; select realtime.setup();';
+    end if;
+end;
+$$;
 
 -- Broadcasts one changed row to private subscribers; called from a row-level trigger.
 --
@@ -313,6 +326,8 @@ begin
         return;
     end if;
     select s.retention_days, s.days_ahead into settings from realtime.settings as s;
+    delete from realtime.send_errors as e
+    where e.happened_at < today - settings.retention_days;
 
     for wanted in
         select d.day
@@ -365,8 +380,6 @@ begin
             -- Only the table itself: its partitions are locked as they are dropped.
             lock table only realtime.messages in access exclusive mode;
             held_since := clock_timestamp();
-            while done < cardinality(doomed)
-                and clock_timestamp() < held_since + interval '5 ms'
             loop
                 done := done + 1;
                 partition_name := 'messages_' || to_char(doomed[done], 'YYYY_MM_DD');
@@ -387,6 +400,9 @@ begin
                             partition_name, sqlerrm;
                 end;
                 return next;
+                -- After the drop: on a busy machine 5 ms can pass before the first.
+                exit when done = cardinality(doomed)
+                    or clock_timestamp() > held_since + interval '5 ms';
             end loop;
             exit;
         exception when lock_not_available or deadlock_detected then

@@ -29,7 +29,9 @@ $$;
 
 alter extension realtime_db add function realtime.broadcast_changes(text, text, text, text, text, record, record, text);
 alter extension realtime_db add function realtime.create_partition(date);
+alter extension realtime_db add function realtime.drop_partition(date);
 alter extension realtime_db add function realtime.explain_refusal(text, text, boolean);
+alter extension realtime_db add function realtime.maintain(date);
 alter extension realtime_db add function realtime.partitions();
 alter extension realtime_db add function realtime.send(jsonb, text, text, boolean);
 alter extension realtime_db add function realtime.send_binary(bytea, text, text, boolean);

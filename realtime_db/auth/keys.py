@@ -113,7 +113,7 @@ class Keys:
         """Whether there are other keys now than those that were `used`."""
         async with self._reloading:
             # Whoever waited for the lock has what the one before it has read.
-            if self.current is used and self._may_reload():
+            if self._may_reload():
                 try:
                     await self._read()
                 except UnusableKey as error:

@@ -265,7 +265,7 @@ def verify(token: str, keys: KeySet, now: float) -> Claims:
 
 
 class VerifiedTokens:
-    """Remembers tokens that were good: verifying one again costs 1 us instead of 30.
+    """Remembers tokens that were good: verifying one again takes 0.3 us instead of 40 and more.
 
     The least recently used are forgotten first, and all of them when the keys change.
     """
@@ -386,7 +386,7 @@ def _verifies(algorithm: Any, signed: bytes, signature: bytes, key: Key) -> bool
     try:
         return bool(algorithm.verify(signed, signature, key))
     except (JoseError, ValueError):
-        # Such as a signature of a length that no key of this kind makes.
+        # joserfc says False for all that we know of; whatever else it may be, it is no signature.
         return False
 
 
@@ -441,9 +441,6 @@ def _import(key_type: str, members: Mapping[str, Any]) -> Key:
         try:
             if key_type == "oct":
                 return OctKey.import_key(members["k"])
-            key = JWKRegistry.import_key({"kty": key_type, **members})
-            # Only now does joserfc look at the numbers.
-            key.get_op_key("verify")
+            return JWKRegistry.import_key({"kty": key_type, **members})
         except (JoseError, ValueError) as error:
             raise UnusableKey(f"a key of type {key_type} cannot be used: {error}") from error
-    return key

@@ -53,6 +53,22 @@ _RIGHTS = re.compile(r"^(?:grant|revoke) [^;]* on function realtime\.[^;]*;", re
 _REVOKED = re.compile(
     r"^ *revoke (?:all|execute) on function realtime\.(\w+)\([^;]* from public;", re.MULTILINE
 )
+_ABSENT: Final = """\
+do $$
+begin
+    if exists (
+        select from pg_proc
+        where pronamespace = to_regnamespace('realtime') and proname = 'version'
+    ) then
+        raise exception 'realtime-db was already installed here by `realtime-db migrate`'
+        using hint =
+            'To hand it over to the extension: create extension realtime_db version '
+            '''unpackaged''; alter extension realtime_db update; select realtime.setup();';
+    end if;
+end;
+$$;
+"""
+
 _CREATE = re.compile(r"^create function realtime\.", re.MULTILINE)
 _CREATE_OR_REPLACE = re.compile(r"^create or replace function realtime\.", re.MULTILINE)
 
@@ -346,7 +362,7 @@ def _contents(
             f"sql/functions: not one function of its name in a file each: {', '.join(sorted(odd))}"
         )
     contents = {
-        _install_file(version): _head(f"{version} for a database without it") + install,
+        _install_file(version): _head(f"{version} for a database without it", _ABSENT) + install,
         f"{EXTENSION}--unpackaged.sql": _head("what `realtime-db migrate` installed, unadopted"),
         f"{EXTENSION}--unpackaged--{version}.sql": _head(f"the adoption of {version}")
         + _adoption(version, parse(install)),
@@ -444,8 +460,9 @@ def _set_version(text: str, version: str) -> str:
     return re.sub(rf"select '{_VERSION.pattern}'", f"select '{version}'", text)
 
 
-def _head(what: str) -> str:
-    return f"-- realtime_db: {what}. Frozen by `make release`; never edited.\n\n"
+def _head(what: str, guard: str = "") -> str:
+    """The first lines of a frozen file, up to its first empty one."""
+    return f"-- realtime_db: {what}. Frozen by `make release`; never edited.\n{guard}\n"
 
 
 def _install_file(release: str) -> str:

@@ -24,7 +24,10 @@ class Broadcast(NamedTuple):
         whole: the payload object of a client's text frame, handed on as it came; `event` and
             `payload` do not count then.
         as_text: whether JSON goes out in a text frame, as messages of a REST batch do.
+        transaction_id: of the transaction that stored it; 0 if it is not stored.
         cursor: where a subscriber that can resume would begin after it; empty if it is not stored.
+        presence: whether it is no broadcast but tells who came and who went; `payload` is the
+            difference then.
     """
 
     topic: str
@@ -34,7 +37,9 @@ class Broadcast(NamedTuple):
     binary: bool = False
     whole: bytes | None = None
     as_text: bool = False
+    transaction_id: int = 0
     cursor: str = ""
+    presence: bool = False
 
     def encode(self, framing: Framing) -> Frame | None:
         """The frame for clients of a framing; None if they do not get this message.
@@ -42,6 +47,8 @@ class Broadcast(NamedTuple):
         Raises:
             FieldTooLong: binary, with a name that does not fit.
         """
+        if self.presence:
+            return framing.presence_diff(self.topic, self.payload)
         if self.whole is not None:
             return framing.broadcast(self.topic, self.whole)
         meta = live_meta(self.id) if self.id else b""
@@ -50,3 +57,41 @@ class Broadcast(NamedTuple):
         return framing.user_broadcast(
             self.topic, self.event, self.payload, meta=meta, binary=self.binary
         )
+
+
+class Snapshot(NamedTuple):
+    """Which transactions a query has seen the work of, as in `pg_current_snapshot()`.
+
+    Attributes:
+        xmin: all before it had ended.
+        xmax: none from here on had.
+        running: those in between that had not ended.
+    """
+
+    xmin: int
+    xmax: int
+    running: frozenset[int] = frozenset()
+
+    @classmethod
+    def parse(cls, text: str) -> Snapshot:
+        """Reads `xmin:xmax:xip,…`."""
+        xmin, xmax, running = text.split(":")
+        return cls(int(xmin), int(xmax), frozenset(map(int, running.split(",") if running else ())))
+
+    def shows(self, message: Broadcast) -> bool:
+        """Whether a message that is stored by now was there for the query."""
+        number = message.transaction_id
+        return 0 < number < self.xmax and (number < self.xmin or number not in self.running)
+
+
+class Replayed(NamedTuple):
+    """What is sent again to one channel.
+
+    Attributes:
+        messages: oldest first.
+        seen: what there was when they were read. The WAL may bring it later than the query did,
+            and more of it than was asked for.
+    """
+
+    messages: list[Broadcast]
+    seen: Snapshot | None = None

@@ -7,86 +7,33 @@ answered at once.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Final, Protocol
+from functools import partial
+from typing import Any, Final
 
-from realtime_db.auth.access import Access, CheckFailed
-from realtime_db.auth.tokens import Claims, TokenError
-from realtime_db.hub import Hub, Wire
-from realtime_db.protocol.broadcast import Broadcast
-from realtime_db.protocol.channel import Channel
+import msgspec
+
+from realtime_db.auth.access import CheckFailed
+from realtime_db.auth.tokens import TokenError
+from realtime_db.hub import Wire
+from realtime_db.protocol.broadcast import Replayed
+from realtime_db.protocol.channel import Channel, Then
 from realtime_db.protocol.frames import Frame, Framing
-from realtime_db.protocol.join import Join, Replay, parse_join
+from realtime_db.protocol.join import Join, parse_join
 from realtime_db.protocol.limits import Rate
 from realtime_db.protocol.pushes import MalformedFrame, Push
-from realtime_db.settings import Settings
-from realtime_db.wheel import Wheel
+from realtime_db.protocol.services import Services as Services
+
+GOING_AWAY: Final = 1001
+MAX_TOPIC_BYTES: Final = 246
+"""Of a sub-topic; a binary frame has 255 for the whole one (PROTOCOL 3)."""
+MAX_WAITING_BYTES: Final = 1_048_576
+PUSH_BYTES: Final = 400
+"""What a push that waits takes besides its payload, about."""
 
 _PHOENIX: Final = "phoenix"
 _PREFIX: Final = "realtime:"
-GOING_AWAY: Final = 1001
-
-
-class Keys(Protocol):
-    """What verifies tokens; `auth.keys` in the server."""
-
-    def verify_known(self, token: str, now: float) -> Claims:
-        """With the keys that there are; raises TokenError."""
-
-    async def verify(self, token: str, now: float) -> Claims:
-        """With new keys, if it names one that is not known; raises TokenError."""
-
-
-class Policies(Protocol):
-    """What asks the policies; `auth.policies` in the server."""
-
-    async def read_access(
-        self, topic: str, claims: Claims, headers: Mapping[str, str] | None = None
-    ) -> Access:
-        """Raises CheckFailed."""
-
-    async def write_access(
-        self, topic: str, claims: Claims, headers: Mapping[str, str] | None = None
-    ) -> Any:
-        """Raises CheckFailed."""
-
-
-class Stored(Protocol):
-    """What reads stored messages; `replay` in the server."""
-
-    async def latest(self, topic: str, replay: Replay) -> list[Broadcast]:
-        """Oldest first; raises CheckFailed."""
-
-
-class Services:
-    """What the connections of a server share."""
-
-    def __init__(
-        self,
-        *,
-        settings: Settings,
-        hub: Hub,
-        keys: Keys,
-        policies: Policies,
-        stored: Stored,
-        wheel: Wheel,
-        now: Callable[[], float],
-        log: logging.Logger,
-    ) -> None:
-        self.settings = settings
-        self.hub = hub
-        self.keys = keys
-        self.policies = policies
-        self.stored = stored
-        self.wheel = wheel
-        self.now = now
-        self.log = log
-        self.joins = Rate(settings.max_joins_per_second)
-        self.dropped_too_large = 0
-        self.slow_clients = 0
-        self.replicating = False
-        self.restarting = False
+_JOIN_RATE: Final = "ClientJoinRateLimitReached: Too many joins per second"
 
 
 class Connection:
@@ -102,7 +49,13 @@ class Connection:
         send: writes one frame.
         start: runs a coroutine beside, and cancels it when the connection ends.
         close: closes the WebSocket with a code and a reason.
+        read: says whether to read more from the client, or to let it wait.
     """
+
+    __slots__ = (
+        "_may_send", "_waiting_bytes", "channels", "close", "framing", "headers", "key", "read",
+        "send", "services", "start", "wire", "write",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -116,6 +69,7 @@ class Connection:
         send: Callable[[Frame], None],
         start: Callable[[Coroutine[Any, Any, None]], object],
         close: Callable[[int, str], None],
+        read: Callable[[bool], None],
     ) -> None:
         self.services = services
         self.framing = framing
@@ -126,22 +80,27 @@ class Connection:
         self.send = send
         self.start = start
         self.close = close
+        self.read = read
         self.channels: dict[str, Channel] = {}
+        self._may_send = Rate(services.settings.max_messages_per_second)
+        self._waiting_bytes = 0
 
     def receive(self, data: bytes, *, binary: bool) -> None:
         """Takes one message of the client; never raises for what the client did."""
         try:
             push = self.framing.decode(data, binary=binary)
         except MalformedFrame as error:
-            self.services.log.info("MalformedWebSocketMessage: %s", error)
+            self._malformed(error)
             return
-        if push.topic == _PHOENIX:
-            if push.event == "heartbeat":
-                self.send(self.framing.reply(_PHOENIX, join_ref=None, ref=push.ref))
-                return
+        if push.topic == _PHOENIX and push.event == "heartbeat":
+            self.send(self.framing.reply(_PHOENIX, join_ref=None, ref=push.ref))
         elif push.event == "phx_join":
             self._join(push)
-            return
+        else:
+            self.route(push)
+
+    def route(self, push: Push) -> None:
+        """Hands a push to its channel, if there is one."""
         channel = self.channels.get(push.topic)
         if channel is not None:
             channel.receive(push)
@@ -150,8 +109,35 @@ class Connection:
         else:
             self._unmatched(push)
 
+    def _malformed(self, error: MalformedFrame) -> None:
+        self.services.log.info("MalformedWebSocketMessage: %s", error)
+
     def _unmatched(self, push: Push) -> None:
         self.send(self.framing.refuse(push.topic, "unmatched topic", join_ref=None, ref=push.ref))
+
+    def may_send(self) -> bool:
+        """Counts a message of the client; whether it stays within the limit."""
+        return self._may_send.allow(self.services.now())
+
+    def waits(self, payload_bytes: int) -> None:
+        """Counts a push that waits for an answer (negative: that does no longer).
+
+        A client with too many of them is not read from until they are fewer.
+        """
+        before = self._waiting_bytes
+        more = payload_bytes + (PUSH_BYTES if payload_bytes >= 0 else -PUSH_BYTES)
+        self._waiting_bytes = before + more
+        if before <= MAX_WAITING_BYTES < self._waiting_bytes:
+            self.read(False)
+        elif self._waiting_bytes <= MAX_WAITING_BYTES < before:
+            self.read(True)
+
+    def write_with(self, write: Callable[[bytes], object]) -> None:
+        """Writes in another way from now on."""
+        self.write = write
+        for channel in self.channels.values():
+            for subscription in channel.subscriptions:
+                subscription.write = write
 
     def forget(self, channel: Channel) -> None:
         """Ends a channel without a word."""
@@ -160,21 +146,15 @@ class Connection:
             del self.channels[channel.topic]
 
     def closed(self) -> None:
-        """The socket is gone."""
+        """The socket is gone, or about to go: nothing may be written to it any more."""
         for channel in list(self.channels.values()):
             self.forget(channel)
 
     def disconnect_requested(self) -> None:
         """Tells every channel that the server is about to close the connection (PROTOCOL 4)."""
+        text = "Server requested disconnect"
         for channel in self.channels.values():
-            self.send(
-                self.framing.system(
-                    channel.topic,
-                    "Server requested disconnect",
-                    join_ref=channel.join_ref,
-                    ok=True,
-                )
-            )
+            channel.say(text, ok=True)
 
     # Joins (PROTOCOL 5)
 
@@ -182,35 +162,36 @@ class Connection:
         if not push.topic.startswith(_PREFIX):
             self._unmatched(push)
             return
-        join_ref = push.ref if push.join_ref is None else push.join_ref
+        try:
+            join = parse_join(push.payload, max_replay=self.services.settings.max_replay)
+        except MalformedFrame as error:
+            self._malformed(error)
+            return
         previous = self.channels.get(push.topic)
         if previous is not None:
-            self.send(self.framing.close(previous.topic, join_ref=previous.join_ref))
-            self.forget(previous)
-        settings = self.services.settings
-        try:
-            join = parse_join(push.payload, max_replay=settings.max_replay)
-        except MalformedFrame as error:
-            self.services.log.info("MalformedWebSocketMessage: %s", error)
-            return
+            previous.close()
         reason = self._refusal(push.topic, join)
         if reason is not None:
-            self._refuse(push, join_ref, reason)
+            self._refuse(push, reason)
+            if reason == _JOIN_RATE:
+                self.close(GOING_AWAY, "")
             return
         token = self.key if join.access_token is None else join.access_token
         try:
             claims = self.services.keys.verify_known(token, self.services.now())
         except TokenError as error:
             if error.unknown_kid is None:
-                self._refuse(push, join_ref, error.join)
+                self._refuse(push, error.join)
                 return
             claims = None  # there may be a new key by now
-        channel = Channel(self, push.topic, join_ref, join, token, claims)
+        channel = Channel(self, push.topic, _join_ref(push), join, token, claims)
         self.channels[push.topic] = channel
-        if claims is None or join.private or join.replay_refusal:
-            self.start(self._join_slowly(channel, push))
+        if claims is None or join.private:
+            channel.ask(self._ask_to_join, channel, push)
+        elif join.replay_refusal is not None:
+            self._refuse_channel(channel, push, join.replay_refusal)
         else:
-            self._joined(channel, push)
+            self._joined(channel, push, Replayed([]))
 
     def _refusal(self, topic: str, join: Join) -> str | None:
         """Why a join is refused before anything is asked, in the order of PROTOCOL 5."""
@@ -219,76 +200,81 @@ class Connection:
             return "RealtimeRestarting: Realtime is restarting, please standby"
         if topic == _PREFIX:
             return "TopicNameRequired: You must provide a topic name"
-        if len(topic.encode()) > 255:
-            return f"TopicNameTooLong: A topic has at most 246 bytes, this one {len(topic) - 9}"
+        size = len(topic.encode()) - len(_PREFIX)
+        if size > MAX_TOPIC_BYTES:
+            return f"TopicNameTooLong: A topic has at most {MAX_TOPIC_BYTES} bytes, this one {size}"
         if settings.private_only and not join.private:
             return "PrivateOnly: This project only allows private channels"
         if not services.joins.allow(services.now()):
-            self.close(GOING_AWAY, "")
-            return "ClientJoinRateLimitReached: Too many joins per second"
+            return _JOIN_RATE
         if len(self.channels) >= settings.max_channels_per_connection:
             return "ChannelRateLimitReached: Too many channels"
         return None
 
-    def _refuse(self, push: Push, join_ref: str | None, reason: str) -> None:
-        self.services.log.info("join of %s refused: %s", push.topic[:300], reason)
-        self.send(self.framing.refuse(push.topic, reason, join_ref=join_ref, ref=push.ref))
+    def _refuse(self, push: Push, reason: str) -> None:
+        self.services.log.info("join of %.300s refused: %s", push.topic, reason)
+        self.send(self.framing.refuse(push.topic, reason, join_ref=_join_ref(push), ref=push.ref))
 
-    async def _join_slowly(self, channel: Channel, push: Push) -> None:
+    def _refuse_channel(self, channel: Channel, push: Push, reason: str) -> None:
+        self.forget(channel)
+        self._refuse(push, reason)
+
+    async def _ask_to_join(self, channel: Channel, push: Push) -> Then:
         """A join that has to ask: for keys, for policies, for stored messages."""
-        services = self.services
-        replayed: list[Broadcast] = []
+        refuse = partial(self._refuse_channel, channel, push)
         try:
-            if channel.claims is None:
-                channel.claims = await services.keys.verify(channel.token, services.now())
-            if channel.join.private:
-                channel.access = await services.policies.read_access(
-                    channel.sub_topic, channel.claims, self.headers
-                )
-            reason = self._refusal_after_asking(channel)
-            if reason is None and channel.join.replay is not None:
+            reason = await self._why_not(channel)
+            if reason is not None:
+                return partial(refuse, reason)
+            replayed = Replayed([])
+            if channel.join.replay is not None and channel.is_open:
                 channel.hold()
-                replayed = await services.stored.latest(channel.sub_topic, channel.join.replay)
+                replayed = await self.services.stored.latest(channel.sub_topic, channel.join.replay)
         except TokenError as error:
-            reason = error.join
+            return partial(refuse, error.join)
         except CheckFailed as error:
-            services.log.warning("join of %s not checked: %s", channel.topic, error)
-            reason = error.join
-        if self.channels.get(channel.topic) is not channel:
-            return  # joined again, or left, in the meantime
-        if reason is not None:
-            self.forget(channel)
-            self._refuse(push, channel.join_ref, reason)
-            return
-        self._joined(channel, push, replayed)
+            self.services.log.warning("join of %s not checked: %s", channel.topic, error)
+            return partial(refuse, error.join)
+        except Exception:
+            self.services.log.exception("the join of %s failed", channel.topic)
+            return partial(refuse, "Unknown Error on Channel")
+        return partial(self._joined, channel, push, replayed)
 
-    def _refusal_after_asking(self, channel: Channel) -> str | None:
-        if not channel.access:
-            if channel.access.reason:
-                self.services.log.info(
-                    "read of %s denied: %s", channel.topic, channel.access.reason
-                )
-            return (
-                "Unauthorized: You do not have permissions to read from this Channel topic: "
-                f"{channel.sub_topic}"
-            )
-        if channel.join.replay is not None and not channel.access.broadcast:
-            return (
-                "Unauthorized: You do not have permissions to read from this Channel topic: "
-                f"{channel.sub_topic}"
-            )
+    async def _why_not(self, channel: Channel) -> str | None:
+        """Asks for keys and policies; why the join is refused, if it is."""
+        services = self.services
+        claims = channel.claims
+        if claims is None:
+            claims = channel.claims = await services.keys.verify(channel.token, services.now())
+        if not channel.join.private:
+            return channel.join.replay_refusal
+        access = channel.access = await services.policies.read_access(
+            channel.sub_topic, claims, self.headers
+        )
+        if not access and access.reason:
+            services.log.info("read of %s denied: %s", channel.topic, access.reason)
+        if not access or (channel.join.replay is not None and not access.broadcast):
+            text = "Unauthorized: You do not have permissions to read from this Channel topic"
+            return f"{text}: {channel.sub_topic}"
         return channel.join.replay_refusal
 
-    def _joined(
-        self, channel: Channel, push: Push, replayed: list[Broadcast] | None = None
-    ) -> None:
-        changes = b",".join(channel.postgres_changes())
-        response = b'{"postgres_changes":[%b]}' % changes
+    def _joined(self, channel: Channel, push: Push, replayed: Replayed) -> None:
+        response = b'{"postgres_changes":[%b]}' % _answered_changes(channel.join)
         self.send(
             self.framing.reply(
                 channel.topic, join_ref=channel.join_ref, ref=push.ref, response=response
             )
         )
-        for frame in channel.frames_after_join():
-            self.send(frame)
-        channel.opened(replayed or [])
+        channel.opened(replayed)
+
+
+def _answered_changes(join: Join) -> bytes:
+    """Each request with an id added, which is what the clients compare (PROTOCOL 5)."""
+    return b",".join(
+        msgspec.json.encode({**request, "id": number})
+        for number, request in enumerate(join.postgres_changes, start=1)
+    )
+
+
+def _join_ref(push: Push) -> str | None:
+    return push.ref if push.join_ref is None else push.join_ref

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+BURST_SECONDS: Final = 10.0
+
 
 class Rate:
     """At most so many a second, on average, with a burst of ten seconds' worth.
@@ -10,24 +14,24 @@ class Rate:
         per_second: the average; 0 is no limit.
     """
 
-    BURST_SECONDS = 10.0
+    __slots__ = ("_per_second", "_room", "_since")
 
     def __init__(self, per_second: float) -> None:
         self._per_second = per_second
-        self._room = per_second * self.BURST_SECONDS
-        self._since = 0.0
+        self._room = per_second * BURST_SECONDS
+        self._since: float | None = None
 
     def allow(self, now: float) -> bool:
         """Counts one more, if there is room for it.
 
         Args:
-            now: seconds, of any clock that only goes forward.
+            now: seconds, of any clock; when it goes back, nothing is gained or lost.
         """
         if not self._per_second:
             return True
-        full = self._per_second * self.BURST_SECONDS
-        if self._since:
-            self._room = min(full, self._room + (now - self._since) * self._per_second)
+        if self._since is not None:
+            gained = max(0.0, now - self._since) * self._per_second
+            self._room = min(self._per_second * BURST_SECONDS, self._room + gained)
         self._since = now
         if self._room < 1:
             return False

@@ -8,19 +8,24 @@ it has not taken by then, one megabyte, would only grow, and it comes back and a
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import struct
 from collections.abc import Coroutine, Mapping
 from typing import Any, Final
 
 from realtime_db.protocol.broadcast import Broadcast
-from realtime_db.protocol.connection import Connection, Services
-from realtime_db.protocol.frames import V1, V2, Frame, Framing
+from realtime_db.protocol.connection import GOING_AWAY, Connection
+from realtime_db.protocol.frames import V1, V2, FieldTooLong, Frame, Framing
+from realtime_db.protocol.services import Services
 from realtime_db.transports import rfc6455
 from realtime_db.wheel import Timer
 
 CLOSE_SECONDS: Final = 5.0
+"""How long a client has for its part of the closing handshake."""
+
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
+_log = logging.getLogger(__name__)
 
 
 def _bytes(frame: Frame) -> bytes:
@@ -34,7 +39,11 @@ class _Wire:
         self._framing = framing
 
     def encode(self, message: Broadcast) -> bytes | None:
-        frame = message.encode(self._framing)
+        try:
+            frame = message.encode(self._framing)
+        except FieldTooLong as error:
+            _log.warning("a message to %s was not sent: %s", message.topic, error)
+            return None
         return None if frame is None else _bytes(frame)
 
 
@@ -49,8 +58,14 @@ class WebSocketProtocol(asyncio.Protocol):
         framing: what the client asked for.
         key: the token that it connected with, verified.
         headers: the `x-…` headers of its request.
+        transport: of its socket.
         clients: holds this client while it is connected.
     """
+
+    __slots__ = (
+        "_channels_at", "_clients", "_ending", "_heard_at", "_receiver", "_services", "_tasks",
+        "_timer", "_transport", "closed", "connection",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -69,7 +84,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._heard_at = self._channels_at = services.now()
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: Timer | None = None
-        self._closing = False
+        self._ending = False
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.connection = Connection(
             services,
@@ -81,6 +96,7 @@ class WebSocketProtocol(asyncio.Protocol):
             send=self._send,
             start=self._start,
             close=self.close,
+            read=self._read,
         )
         transport.set_write_buffer_limits(high=services.settings.max_write_buffer_bytes)
         clients.add(self)
@@ -88,55 +104,113 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._services.now()
-        receive = self.connection.receive
         for opcode, payload in self._receiver.receive(data):
-            if opcode == rfc6455.TEXT:
-                receive(payload, binary=False)
+            if opcode == rfc6455.CLOSE:
+                self._end(self._receiver.outgoing())
+            elif self._ending:
+                continue
+            elif opcode == rfc6455.TEXT:
+                self.connection.receive(payload, binary=False)
             elif opcode == rfc6455.BINARY:
-                receive(payload, binary=True)
-            elif opcode == rfc6455.CLOSE:
-                self._closing = True
-        outgoing = self._receiver.outgoing()
-        if outgoing and not self._transport.is_closing():
-            self._transport.write(outgoing)
-        if self._closing:
-            self._transport.close()
+                self.connection.receive(payload, binary=True)
+        if not self._ending and (pong := self._receiver.outgoing()):
+            self._write(pong)
 
     def eof_received(self) -> None:
         self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._ending = True
         self._clients.discard(self)
-        self.closed.set_result(None)
         if self._timer is not None:
             self._timer.cancel()
         for task in self._tasks:
             task.cancel()
         self.connection.closed()
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    # Writing
+
+    def _send(self, frame: Frame) -> None:
+        if not self._ending:
+            self._write(_bytes(frame))
+
+    def _write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self.connection.write(data)
 
     def pause_writing(self) -> None:
-        """The client is a megabyte behind, besides what the kernel holds."""
+        """The client is a megabyte behind, besides what the kernel holds.
+
+        That may be one large message; but what comes next finds it gone, or is too much.
+        """
+        self.connection.write_with(self._write_or_reset)
+
+    def resume_writing(self) -> None:
+        self.connection.write_with(self._transport.write)
+
+    def _write_or_reset(self, data: bytes) -> None:
+        limit = self._services.settings.max_write_buffer_bytes
+        if self._transport.is_closing():
+            return
+        if self._transport.get_write_buffer_size() <= limit:
+            self._transport.write(data)
+            return
         self._services.slow_clients += 1
         self._services.log.warning("a slow client was thrown out: its buffer is full")
         self.reset()
 
+    def _read(self, more: bool) -> None:
+        if self._transport.is_closing():
+            return
+        if more:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    # The end
+
+    def close(self, code: int, reason: str = "") -> None:
+        """Begins the closing handshake; the client has some seconds for its part."""
+        if not self._ending:
+            self._end(self._receiver.close(code, reason), half=False)
+
+    def _end(self, close_frame: bytes, *, half: bool = True) -> None:
+        """Writes a Close frame, after which nothing may be written.
+
+        Args:
+            close_frame: empty if one was sent before.
+            half: ends our half of the connection as well. The client's stays open until it closes:
+                a socket that is closed before all has been read sends a reset, which may overtake
+                the Close frame.
+        """
+        if self._transport.is_closing():
+            return
+        self._ending = True
+        self.connection.closed()
+        if close_frame:
+            self._transport.write(close_frame)
+        if half and self._transport.can_write_eof():
+            self._transport.write_eof()
+        elif half:
+            self._transport.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._services.wheel.schedule(
+            self._services.now() + CLOSE_SECONDS, self.reset
+        )
+
     def reset(self) -> None:
         """Ends the connection at once, and lets the kernel forget what waits for it."""
+        self._ending = True
+        self.connection.closed()
         raw = self._transport.get_extra_info("socket")
         if raw is not None:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
         self._transport.abort()
 
-    def close(self, code: int, reason: str = "") -> None:
-        """Begins the closing handshake; the client has some seconds for its part."""
-        if self._transport.is_closing():
-            return
-        self._transport.write(self._receiver.close(code, reason))
-        self._services.wheel.schedule(self._services.now() + CLOSE_SECONDS, self._transport.close)
-
-    def _send(self, frame: Frame) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(_bytes(frame))
+    # Beside
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -159,6 +233,6 @@ class WebSocketProtocol(asyncio.Protocol):
             self._heard_at + settings.idle_seconds, self._channels_at + settings.no_channel_seconds
         )
         if due <= now:
-            self.close(1000)
+            self.close(GOING_AWAY, "idle")
             return
         self._timer = services.wheel.schedule(due, self._watch)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -543,28 +544,28 @@ def test_a_role_that_does_not_own_the_table_is_told_who_does(
             admin.execute("drop role maintenance_passerby")
 
 
-def test_on_a_standby_nothing_is_done(tmp_path: Path) -> None:
+@pytest.fixture
+def data_directory() -> Iterator[Path]:
+    """For a server that is started twice; not below tmp_path, where only we may enter."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder) / "data"
+
+
+def test_on_a_standby_nothing_is_done(data_directory: Path) -> None:
     binaries = os.environ.get("REALTIME_DB_TEST_BINARIES")
-    data = tmp_path / "data"
-    for folder in tmp_path.parents:  # whom the server runs as must get there
-        if (
-            folder.owner() == tmp_path.owner()
-            and folder != folder.parent
-            and "pytest" in str(folder)
-        ):
-            folder.chmod(folder.stat().st_mode | 0o011)
-    tmp_path.chmod(0o711)
 
     async def primary_then_standby() -> tuple[Report, SQL_RESULT, list[date], list[date]]:
-        async with embedded.start(data, binaries=binaries) as primary:
+        async with embedded.start(data_directory, binaries=binaries) as primary:
             await migrate.migrate(primary.url)
             with psycopg.connect(primary.url, autocommit=True) as connection:
                 make_days(connection, utc_today(connection) - 9 * DAY)
                 before = attached_days(connection)
-        signal = data / "standby.signal"
+        signal = data_directory / "standby.signal"
         signal.touch()
-        os.chown(signal, data.stat().st_uid, data.stat().st_gid)
-        async with embedded.start(data, binaries=binaries) as standby:
+        owner = data_directory.stat()
+        os.chown(signal, owner.st_uid, owner.st_gid)
+        async with embedded.start(data_directory, binaries=binaries) as standby:
             report = await run_once(standby.url)
             with psycopg.connect(standby.url, autocommit=True) as connection:
                 return report, maintain_in_sql(connection), before, attached_days(connection)
@@ -702,3 +703,20 @@ def test_only_the_owner_may_call_the_functions_that_make_and_drop(
     ).fetchall()
 
     assert rows == [("create_partition",), ("drop_partition",), ("maintain",)]
+
+
+@pytest.mark.parametrize("in_sql", [False, True])
+def test_swallowed_errors_are_forgotten_with_the_messages_of_their_day(
+    database_url: str, connection: psycopg.Connection, in_sql: bool
+) -> None:
+    connection.execute(
+        "insert into realtime.send_errors (happened_at, error_code, message) values "
+        "(now() - interval '5 days', 'RT002', 'old'), (now(), 'RT002', 'new')"
+    )
+
+    if in_sql:
+        maintain_in_sql(connection)
+    else:
+        maintain(database_url)
+
+    assert connection.execute("select message from realtime.send_errors").fetchall() == [("new",)]

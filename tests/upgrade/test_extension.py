@@ -146,6 +146,17 @@ def test_the_extension_adopts_what_migrate_installed(
     assert asyncio.run(inspect.status(adopted)).managed_by is inspect.Manager.EXTENSION
 
 
+def test_creating_the_extension_over_an_installation_says_how_to_adopt_it(
+    extension_database_url: str,
+) -> None:
+    asyncio.run(migrate.migrate(extension_database_url))
+
+    with pytest.raises(psycopg.Error, match="already installed") as raised:
+        execute(extension_database_url, "create extension realtime_db")
+
+    assert "version 'unpackaged'" in str(raised.value.diag.message_hint)
+
+
 def test_after_adoption_the_extension_can_be_dropped_and_migrate_takes_over(
     extension_database_url: str,
 ) -> None:

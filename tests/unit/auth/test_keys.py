@@ -228,7 +228,15 @@ def test_a_failed_reload_keeps_the_keys_and_says_so(
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"<html>", b"\xff", b"[]", b'{"keys": 1}', b"[" * 100_000, b" " * (MAX_FILE_BYTES + 1)],
+    [
+        b"",
+        b"<html>",
+        b"\xff",
+        b"[]",
+        b'{"keys": 1}',
+        b"[" * 100_000,
+        jwks(FIRST) + b" " * MAX_FILE_BYTES,
+    ],
     ids=["nothing", "html", "bytes", "list", "number", "deep", "large"],
 )
 def test_what_is_no_jwks_is_refused_in_a_sentence(

@@ -30,11 +30,11 @@ begin
         ) as granted
     into wanted
     from pg_roles as r
-    -- `set role none` is the way back to the login; there is no role of that name.
-    inner join pg_roles as s on s.rolname = session_user and r.rolname <> 'none'
+    inner join pg_roles as s on s.rolname = session_user
     inner join pg_class as c on c.oid = 'realtime.messages'::regclass
     where r.rolname = role_name;
 
+    -- That goes for `none` too, with which `set role` would lead back to the login.
     if not found then
         return format('role "%s" does not exist', left(role_name, 63));
     elsif wanted.rolsuper then

@@ -60,7 +60,9 @@ begin
         step := 'become the user';
         -- Assignments, for `perform` would run a query each.
         topic := pg_catalog.set_config('realtime.topic', topic, true);
-        error_table := pg_catalog.set_config('request.jwt.claims', claims::pg_catalog.text, true);
+        error_table := pg_catalog.set_config(
+            'request.jwt.claims', claims::pg_catalog.text, true
+        );
         error_table := pg_catalog.set_config(
             'request.jwt.claim.sub',
             coalesce(claims operator(pg_catalog.->>) 'sub', ''),
@@ -105,8 +107,6 @@ begin
             error_table = table_name,
             error_constraint = constraint_name;
         refusal_code := sqlstate;
-        broadcast := false;
-        presence := false;
     end;
 
     if refusal_code operator(pg_catalog.=) '23514'

@@ -1,0 +1,243 @@
+"""Limits, and clients that read too slowly or do too much (PROTOCOL 9)."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from websockets.exceptions import InvalidStatus
+
+Client = Any
+Server = Any
+Database = Any
+BOTH = pytest.mark.parametrize("vsn", ["1.0.0", "2.0.0"])
+
+
+def test_a_channel_over_the_limit_is_refused_and_the_others_stay(
+    start_server: Callable[..., Server],
+    open_client: Callable[..., Client],
+    token: Callable[..., str],
+    topic: str,
+) -> None:
+    one = open_client(start_server("--max-channels-per-connection", "2"))
+    one.join(f"{topic}:1")
+    one.join(f"{topic}:2", {"broadcast": {"self": True}})
+    reason = "ChannelRateLimitReached: Too many channels"
+    assert one.refused(f"{topic}:3") == reason
+    # Before the token, after the name.
+    assert one.refused(f"{topic}:3", access_token="x") == reason
+    assert one.refused("").startswith("TopicNameRequired")
+    one.broadcast(f"{topic}:2")
+    assert one.receive().event == "broadcast"
+    one.push(f"realtime:{topic}:1", "phx_leave")
+    assert one.receive().event == "phx_close"
+    one.join(f"{topic}:3")
+
+
+def test_joining_a_joined_topic_again_needs_no_room(
+    start_server: Callable[..., Server], open_client: Callable[..., Client], topic: str
+) -> None:
+    one = open_client(start_server("--max-channels-per-connection", "1"))
+    one.join(topic)
+    one.send(f"realtime:{topic}", "phx_join", {}, ref="x", join_ref="x")
+    assert [one.receive().event for _ in range(2)] == ["phx_close", "phx_reply"]
+    one.heartbeat()
+
+
+@BOTH
+def test_too_many_joins_are_refused_and_the_connection_closed(
+    start_server: Callable[..., Server], open_client: Callable[..., Client], topic: str, vsn: str
+) -> None:
+    server = start_server("--max-joins-per-second", "0.5")
+    one = open_client(server, vsn=vsn)
+    for number in range(5):
+        one.join(f"{topic}:{number}")
+    # After the name, before the channels and the token.
+    assert one.refused("").startswith("TopicNameRequired")
+    for _ in range(3):
+        one.send(f"realtime:{topic}:more", "phx_join", {"access_token": "x"}, ref="more")
+    frame = one.receive()
+    assert frame.ref == "more"
+    assert frame.payload == {
+        "status": "error",
+        "response": {"reason": "ClientJoinRateLimitReached: Too many joins per second"},
+    }
+    assert one.closed()[0] == 1001
+
+
+def test_a_connection_over_the_limit_is_answered_429(
+    start_server: Callable[..., Server], open_client: Callable[..., Client], topic: str
+) -> None:
+    server = start_server("--max-connections", "2")
+    first, _ = open_client(server), open_client(server)
+    with pytest.raises(InvalidStatus) as refused:
+        open_client(server)
+    assert refused.value.response.status_code == 429
+    assert refused.value.response.body == b'{"error": "Too many connected users"}'
+    first.socket.close()
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            open_client(server).join(topic)
+            break
+        except InvalidStatus:
+            assert time.monotonic() < deadline
+
+
+def test_a_channel_that_sends_too_much_is_closed_and_no_other(
+    start_server: Callable[..., Server], open_client: Callable[..., Client], topic: str
+) -> None:
+    server = start_server("--max-messages-per-second", "0.5")
+    one, other = open_client(server), open_client(server)
+    other.join(topic)
+    one.join(f"{topic}:other")
+    ref = one.join(topic)
+    for number in range(6):
+        one.broadcast(topic, str(number))
+    system, closed = one.receive(), one.receive()
+    assert system.payload == {
+        "extension": "system",
+        "status": "error",
+        "message": "Too many messages per second",
+        "channel": topic,
+    }
+    assert (closed.event, closed.ref) == ("phx_close", ref)
+    assert [other.receive().payload["event"] for _ in range(5)] == list("01234")
+    one.push(f"realtime:{topic}:other", "phx_leave")
+    other.broadcast(topic, "x")
+    other.heartbeat()
+
+
+def test_a_flood_of_private_broadcasts_waits_in_bounded_memory(
+    client: Callable[..., Client],
+    server: Server,
+    database: Database,
+    user: Callable[[str], str],
+    push_frame: Callable[..., bytes],
+    topic: str,
+) -> None:
+    """The policies do not answer yet; meanwhile the server does not read on."""
+    database.grant(topic, "ann", "read broadcast", "write broadcast")
+    one, other = client(key=user("ann")), client()
+    config = {"private": True, "broadcast": {"ack": True}}
+    one.join(topic, config)
+    other.join(topic)
+    before = server.memory_bytes()
+    frame = push_frame(f"realtime:{topic}", "e", b"x" * 1_000_000, encoding=0, ref="b")
+    with ExitStack() as stack:
+        stack.enter_context(database.connection.transaction())
+        database.execute("lock table public.rights in access exclusive mode")
+        one.socket.socket.settimeout(1)
+        sent = 0
+        with pytest.raises(Exception, match="timed out"):  # noqa: B017
+            for _ in range(100):
+                one.socket.send(frame)
+                sent += 1
+        assert 1 <= sent < 30
+        assert server.memory_bytes() - before < 40_000_000
+        other.heartbeat()
+
+
+# Slow clients
+
+
+class Stalled:
+    """A client that joins, and then never reads."""
+
+    def __init__(self, server: Server, key: str, topic: str) -> None:
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.socket.settimeout(20)
+        self.socket.connect((server.host, server.port))
+        self.socket.sendall(
+            f"GET /socket/websocket?vsn=2.0.0&apikey={quote(key)} HTTP/1.1\r\nHost: x\r\n"
+            "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+        )
+        assert self.socket.recv(4096).startswith(b"HTTP/1.1 101 ")
+        join = f'["1","1","realtime:{topic}","phx_join",{{}}]'.encode()
+        self.socket.sendall(bytes((0x81, 0x80 | len(join), 0, 0, 0, 0)) + join)
+        assert b"phx_reply" in self.socket.recv(4096)
+
+    def read_to_the_end(self) -> int:
+        """Reads; the kernel's part comes, then a reset. Returns the bytes."""
+        size = 0
+        with pytest.raises(ConnectionResetError):
+            while data := self.socket.recv(1 << 20):
+                size += len(data)
+        return size
+
+
+@pytest.fixture
+def stall(server: Server, token: Callable[..., str]) -> Iterator[Callable[[str], Stalled]]:
+    """`stall(topic)` -> a client that does not read."""
+    with ExitStack() as stack:
+
+        def make(topic: str) -> Stalled:
+            stalled = Stalled(server, token(), topic)
+            stack.enter_context(stalled.socket)
+            return stalled
+
+        yield make
+
+
+def test_a_client_that_does_not_read_is_reset_and_disturbs_nobody(
+    client: Callable[..., Client],
+    server: Server,
+    stall: Callable[[str], Stalled],
+    push_frame: Callable[..., bytes],
+    topic: str,
+) -> None:
+    healthy, sender = client(), client()
+    sender.join(topic, {"broadcast": {"ack": True}})
+    healthy.join(topic)
+    stalled = [stall(topic) for _ in range(4)]
+    before = server.memory_bytes()
+    for number in range(400):
+        frame = push_frame(f"realtime:{topic}", str(number), b"x" * 10_000, encoding=0, ref="r")
+        sender.socket.send(frame)
+        assert sender.receive().payload["status"] == "ok"
+        assert healthy.receive().payload["event"] == str(number)
+    assert server.memory_bytes() - before < 20_000_000
+    for one in stalled:
+        assert one.read_to_the_end() < 2_000_000
+
+
+def test_a_client_that_sends_and_never_reads_the_replies_is_reset(
+    server: Server, stall: Callable[[str], Stalled], topic: str
+) -> None:
+    one = stall(topic)
+    beat = b'[null,"1","phoenix","heartbeat",{}]'
+    frames = (bytes((0x81, 0x80 | len(beat), 0, 0, 0, 0)) + beat) * 1000
+    before = server.memory_bytes()
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):
+        for _ in range(1000):
+            one.socket.sendall(frames)
+    assert server.memory_bytes() - before < 20_000_000
+
+
+def test_three_hundred_clients_come_and_go_and_leave_nothing(
+    client: Callable[..., Client], server: Server, topic: str
+) -> None:
+    sender = client()
+    sender.join(topic, {"broadcast": {"ack": True}})
+
+    def round_trip() -> None:
+        one = client()
+        one.join(topic)
+        sender.broadcast(topic, "e", ref="1")
+        assert sender.receive().event == "phx_reply"
+        assert one.receive().event == "broadcast"
+        one.socket.close()
+
+    for _ in range(20):
+        round_trip()
+    before = server.memory_bytes()
+    for _ in range(300):
+        round_trip()
+    assert server.memory_bytes() - before < 5_000_000
