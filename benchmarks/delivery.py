@@ -88,7 +88,7 @@ def last_message(place: Place, rounds: int) -> Iterator[Row]:
     with place.connect() as connection:
         make_tables(place, connection)
         sides = {side: partial(turn, connection, side) for side in after_commit}
-        samples = take_turns(sides, min(rounds, 2), warm_up=False)
+        samples = take_turns(sides, max(1, rounds // 3), warm_up=False)
     yield compared(
         f"UPDATE of {ROWS:,} rows, from its start to the last message at the reader",
         samples,

@@ -105,7 +105,9 @@ async def run(console: Console) -> int:
         console.print("[bold]3[/]  pgbench's tables, with broadcast triggers", end=" … ")
         await postgres.run("pgbench", "--initialize", "--quiet")
         for table, topic in TRIGGERS.items():
-            await triggers.add(postgres.url, triggers.TriggerOptions(table, topic, except_columns=("filler",)))
+            await triggers.add(
+                postgres.url, triggers.TriggerOptions(table, topic, except_columns=("filler",))
+            )
         console.print(", ".join(TRIGGERS.values()))
 
         console.print("[bold]4[/]  realtime-db serve", end=" … ")

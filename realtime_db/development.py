@@ -41,7 +41,8 @@ def run(data: Path | None, *, host: str, port: int) -> int:
     """Runs until Ctrl-C.
 
     Args:
-        data: the folder to keep data and keys in; None is `~/.local/share/realtime-db`.
+        data: the folder to keep data and keys in; None is `~/.local/share/realtime-db`, or
+            `/var/lib/realtime-db` for root, whose home the account of Postgres cannot enter.
         host: where the server listens.
         port: where the server listens.
 
@@ -49,12 +50,18 @@ def run(data: Path | None, *, host: str, port: int) -> int:
         The exit status.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
-    home = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    folder = data or home / "realtime-db"
+    folder = data or _default_folder()
     folder.mkdir(parents=True, exist_ok=True)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run(folder, host, port, Console()))
     return 0
+
+
+def _default_folder() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/realtime-db")
+    home = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return home / "realtime-db"
 
 
 async def _run(folder: Path, host: str, port: int, console: Console) -> None:

@@ -77,7 +77,7 @@ def owner_url(server_url: str) -> Callable[[str], str]:
     """database name -> the URL of its plain owner."""
     password = secrets.token_urlsafe(12)
     with psycopg.connect(server_url, autocommit=True) as admin:
-        if not admin.execute("select from pg_roles where rolname = %s", [OWNER]).fetchone():
+        if not admin.execute("select 1 from pg_roles where rolname = %s", [OWNER]).fetchone():
             admin.execute(
                 sql.SQL("create role {} login createrole replication").format(sql.Identifier(OWNER))
             )

@@ -34,7 +34,7 @@ static const char *host = "127.0.0.1", *path = "/", *join_t = "", *pubjoin_t = "
   *marker = "@@", *ackstr = NULL, *xhdr = "", *label = "", *hb_t = "";
 static int port = 0, nconn = 100, ntopic = 1, maxhs = 128, npub = 1, pad = 0, nslow = 0, bymarker = 0,
   opbin = 0, nsrc = 1, rcvbuf = 0, verbose = 0, ackneed = -1, burst = 1;
-static double rate = 0, dur = 3, warm = 1, settle = 0.2, jointmo = 20, hbsec = 0, drain = 0;
+static double rate = 0, dur = 3, warm = 1, settle = 0.2, jointmo = 90, hbsec = 0, drain = 0;
 static int window = 0;
 static char *pids = NULL; static int pidv[64], npid = 0, marklen;
 static int ep; static conn *C; static int total;
@@ -58,7 +58,8 @@ static double hpct(double p){ if(!hcount) return 0; u64 want=(u64)(p*hcount); if
 static char **lines; static u32 nlines;
 static void read_lines(const char *f){ FILE *F=fopen(f,"r"); char *l=NULL; size_t cap=0; ssize_t n; if(!F) die(f);
   while((n=getline(&l,&cap,F))>0){ if(l[n-1]=='\n') l[n-1]=0; if(strlen(l)>32768) continue;
-    if(!(nlines&1023)) lines=realloc(lines,(nlines+1024)*sizeof *lines); lines[nlines++]=strdup(l); }
+    if(!(nlines&1023)) lines=realloc(lines,(nlines+1024)*sizeof *lines);
+    lines[nlines++]=strdup(l); }
   free(l); fclose(F); }
 
 /* %t topic, %i connection index, %a line of -A, %T 19-digit ns timestamp, %P padding, %%; \r \n \t \\ \xHH */

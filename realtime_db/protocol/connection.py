@@ -17,11 +17,12 @@ from realtime_db.auth.access import CheckFailed
 from realtime_db.auth.tokens import TokenError
 from realtime_db.hub import Wire
 from realtime_db.protocol.broadcast import Replayed
-from realtime_db.protocol.channel import Channel, Then
+from realtime_db.protocol.channel import Channel
 from realtime_db.protocol.frames import Frame, Framing
 from realtime_db.protocol.join import Join, parse_join
 from realtime_db.protocol.limits import Rate
 from realtime_db.protocol.pushes import MalformedFrame, Push
+from realtime_db.protocol.questions import Then
 from realtime_db.protocol.services import Services as Services
 
 GOING_AWAY: Final = 1001
@@ -149,6 +150,9 @@ class Connection:
         """The socket is gone, or about to go: nothing may be written to it any more."""
         for channel in list(self.channels.values()):
             self.forget(channel)
+        if self._waiting_bytes > MAX_WAITING_BYTES:
+            self._waiting_bytes = 0
+            self.read(True)
 
     def disconnect_requested(self) -> None:
         """Tells every channel that the server is about to close the connection (PROTOCOL 4)."""

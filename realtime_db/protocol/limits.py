@@ -27,13 +27,17 @@ class Rate:
         Args:
             now: seconds, of any clock; when it goes back, nothing is gained or lost.
         """
+        if self.is_exhausted(now):
+            return False
+        self._room -= 1
+        return True
+
+    def is_exhausted(self, now: float) -> bool:
+        """Whether there is no room for one more; counts nothing."""
         if not self._per_second:
-            return True
+            return False
         if self._since is not None:
             gained = max(0.0, now - self._since) * self._per_second
             self._room = min(self._per_second * BURST_SECONDS, self._room + gained)
         self._since = now
-        if self._room < 1:
-            return False
-        self._room -= 1
-        return True
+        return self._room < 1

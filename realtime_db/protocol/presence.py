@@ -1,17 +1,27 @@
 """Who is there: what channels track about themselves, topic by topic (PROTOCOL 11). No I/O here.
 
-Above are the channels, which track and untrack; below is the hub, which brings the differences to
-everybody on the topic. What a client tracks is kept as the JSON text that it sent.
+Above are the channels, each with a `Tracker` once it needs one; below is the hub, which brings the
+differences to everybody on the topic. What a client tracks is kept as the JSON text that it sent.
 
     {"<key>": {"metas": [{…, "phx_ref": "…"}]}}
 """
 
 from __future__ import annotations
 
+import uuid
+from functools import partial
 from itertools import count
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
+
+from realtime_db.protocol.broadcast import Broadcast
+from realtime_db.protocol.pushes import Push
+from realtime_db.protocol.questions import Then, read_content
+
+if TYPE_CHECKING:
+    from realtime_db.hub import Subscription
+    from realtime_db.protocol.channel import Channel
 
 _json: Final = msgspec.json.encode
 
@@ -94,3 +104,89 @@ def _by_key(tracked: list[Tracked]) -> bytes:
     return b"{%b}" % b",".join(
         b'%b:{"metas":[%b]}' % (_json(key), b",".join(some)) for key, some in metas.items()
     )
+
+
+class Tracker:
+    """A channel's part in presence.
+
+    Attributes:
+        subscription: to the differences, if the user may know them.
+        may_track: what the policies said; None if they were not asked yet.
+    """
+
+    __slots__ = ("_channel", "_key", "may_track", "subscription")
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._key = channel.join.presence_key or str(uuid.uuid4())
+        self.subscription: Subscription | None = None
+        self.may_track: bool | None = None if channel.join.private else True
+
+    def follow(self) -> None:
+        """Tells who is there, and from now on who comes and goes, if the user may know."""
+        channel = self._channel
+        if self.subscription is not None or not channel.access.presence:
+            return
+        connection, services = channel.connection, channel.connection.services
+        services.presence_hub.settle(channel.topic_key)
+        state = services.presences.state(channel.topic_key)
+        connection.send(
+            connection.framing.presence_state(channel.topic, state, join_ref=channel.join_ref)
+        )
+        self.subscription = services.presence_hub.subscribe(
+            channel.topic_key, connection.wire, connection.write
+        )
+
+    def receive(self, push: Push) -> None:
+        """Takes a push of the event `presence`."""
+        channel = self._channel
+        event, payload = read_content(push.payload)
+        event = (event or "").lower()
+        if event == "untrack":
+            self._untrack()
+            channel.reply(push)
+        elif event != "track":
+            channel.reply(push, ok=False)
+        elif payload[:1] != b"{":
+            reason = b'{"reason":"Presence track payload must be a map"}'
+            channel.reply(push, reason, ok=False)
+        elif len(payload) > channel.connection.services.settings.max_payload_bytes:
+            channel.end("Track message size exceeded")
+        elif not channel.connection.may_send():
+            channel.end("Client presence rate limit exceeded")
+        elif self.may_track is None:
+            channel.ask(self._ask_to_track, push, payload)
+        else:
+            self._track(push, payload)
+
+    async def _ask_to_track(self, push: Push, payload: bytes) -> Then:
+        self.may_track = await self._channel.write_access("presence")
+        return partial(self._track, push, payload)
+
+    def _track(self, push: Push, payload: bytes) -> None:
+        channel = self._channel
+        if not self.may_track:
+            channel.reply(push, ok=False)
+            return
+        self.follow()
+        presences = channel.connection.services.presences
+        self._publish(presences.track(channel.topic_key, channel, self._key, payload))
+        channel.reply(push)
+
+    def _untrack(self) -> None:
+        channel = self._channel
+        diff = channel.connection.services.presences.untrack(channel.topic_key, channel)
+        if diff is not None:
+            self._publish(diff)
+
+    def _publish(self, diff: bytes) -> None:
+        channel = self._channel
+        message = Broadcast(channel.topic, "", diff, presence=True)
+        channel.connection.services.presence_hub.publish(channel.topic_key, message)
+
+    def close(self) -> None:
+        """The channel has ended."""
+        if self.subscription is not None:
+            self._channel.connection.services.presence_hub.unsubscribe(self.subscription)
+            self.subscription = None
+        self._untrack()

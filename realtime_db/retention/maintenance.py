@@ -272,7 +272,6 @@ class _Run:
             "select retention_days, days_ahead from realtime.settings"
         )
         policy = Policy(retention_days, days_ahead)
-        await self._forget_send_errors(policy.keep_from(today))
         existing = {partition.day: partition for partition in await self._partitions()}
         actions = make_plan(today, existing.values(), policy)
         doomed = {action.day for action in actions if action.kind is Kind.DROP}
@@ -287,13 +286,19 @@ class _Run:
                     await self._finalize(action, leaving=action.day in doomed)
                 case Kind.DROP:
                     await self._drop(action, existing[action.day].state)
+        await self._forget_send_errors(policy.keep_from(today))
 
     async def _forget_send_errors(self, before: date) -> None:
         (kept,) = await self._row("select to_regclass('realtime.send_errors') is not null")
-        if kept:  # from release 0.2.0
+        if not kept:
+            return  # a release before 0.2.0
+        await self._limit(lock_ms=_CREATE_LOCK_MS)
+        try:
             await self._connection.execute(
                 "delete from realtime.send_errors where happened_at < %s", [before]
             )
+        except psycopg.Error as error:
+            self._fail("old rows of realtime.send_errors stay", error)
 
     # --- the three actions ----------------------------------------------------------------------
 

@@ -28,11 +28,14 @@ from realtime_db.transports.sse import Events, EventStream
 from realtime_db.transports.websocket import WebSocketProtocol
 
 _NOT_FOUND: Final = Response.json(404, {"error": "Not Found"})
+_NO_KEY: Final = Response.json(401, {"error": "API key is missing"})
 _FAILED: Final = Response.json(500, {"error": "Error connecting to Realtime"})
 
 ALLOWED_HEADERS: Final = "apikey, authorization, content-type, x-client-info"
 PREFLIGHT_SECONDS: Final = 86_400
-_HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+(?:[ \t]*,[ \t]*[^\x00-\x20,]+)*")
+_HEADER_NAMES: Final = re.compile(
+    r"[\w!#$%&'*+.^`|~-]+(?:[ \t]*,[ \t]*[\w!#$%&'*+.^`|~-]+)*", re.ASCII
+)
 
 
 class Endpoint(Protocol):
@@ -180,8 +183,11 @@ class _WebSockets:
         self.clients: set[WebSocketProtocol] = set()
 
     def at_once(self, request: Request) -> Response | Handover | None:
+        key = _key(request)
+        if not key:
+            return _NO_KEY
         try:
-            claims = self._services.keys.verify_known(_key(request), self._services.now())
+            claims = self._services.keys.verify_known(key, self._services.now())
         except TokenError as error:
             return _unauthorized(error) if error.unknown_kid is None else None
         return self._open(request, claims)
@@ -206,6 +212,8 @@ class _WebSockets:
             return Response.json(checked.status, {"error": checked.text}, headers=headers)
         if self._is_full():
             return Response.json(429, {"error": "Too many connected users"})
+        if self._services.joins.is_exhausted(self._services.now()):
+            return Response.json(429, {"error": "Too many joins per second"})
         headers_for_policies = {
             name: value for name, value in request.headers.items() if name.startswith("x-")
         }

@@ -174,6 +174,7 @@ class HttpProtocol(asyncio.Protocol):
         self._reading = True
         self._writable = True
         self._eof = False
+        self._broken = False
         self._ended = False
         self._phase = _Phase.END
         self._awaited: _Incoming | None = None
@@ -196,7 +197,7 @@ class HttpProtocol(asyncio.Protocol):
             self._answering.cancel()
 
     def data_received(self, data: bytes) -> None:
-        while data and not self._ended:
+        while data and not self._ended and not self._broken:
             data = self._feed(data)
         if not self._ended:
             self._settle()
@@ -336,8 +337,8 @@ class HttpProtocol(asyncio.Protocol):
     def _settle(self) -> None:
         """Reads on or not, and sets the deadline for what the client has to do next."""
         busy = self._answering is not None
-        if self._eof and not busy and not self._ready:
-            self._end()
+        if (self._eof or self._broken) and not busy and not self._ready:
+            self._end(linger=not self._eof)
             return
         read = not busy and self._writable
         if read != self._reading and not self._transport.is_closing():
@@ -383,9 +384,12 @@ class HttpProtocol(asyncio.Protocol):
 
     def _refuse(self, status: int, text: str) -> None:
         """Answers what is no request, and hears nothing more."""
-        if self._answering is None and not self._ready:  # or it would pass for another's answer
-            answer = Response.json(status, {"error": text})
-            self._write_response(answer, keep_alive=False, with_body=True)
+        if self._answering is not None or self._ready:
+            # It would pass for the answer to what came before. That comes first, then the end.
+            self._broken = True
+            return
+        answer = Response.json(status, {"error": text})
+        self._write_response(answer, keep_alive=False, with_body=True)
         self._end(linger=True)
 
     def _end(self, *, linger: bool = False) -> None:

@@ -1,30 +1,27 @@
 """A client's WebSocket: the thin shell around `rfc6455`, the framing and the connection.
 
 No task, queue or timer of its own: the loop gives bytes, one wheel looks for idle clients, and the
-hub writes into the socket directly. A client that reads too slowly is thrown out with a reset: what
-it has not taken by then, one megabyte, would only grow, and it comes back and asks for a replay.
+hub writes into the socket directly. A client that reads too slowly is thrown out (`slow`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import struct
 from collections.abc import Coroutine, Mapping
+from functools import partial
 from typing import Any, Final
 
 from realtime_db.protocol.broadcast import Broadcast
 from realtime_db.protocol.connection import GOING_AWAY, Connection
 from realtime_db.protocol.frames import V1, V2, FieldTooLong, Frame, Framing
 from realtime_db.protocol.services import Services
-from realtime_db.transports import rfc6455
+from realtime_db.transports import rfc6455, slow
 from realtime_db.wheel import Timer
 
 CLOSE_SECONDS: Final = 5.0
 """How long a client has for its part of the closing handshake."""
 
-_LINGER_RESET: Final = struct.pack("ii", 1, 0)
 _log = logging.getLogger(__name__)
 
 
@@ -141,25 +138,13 @@ class WebSocketProtocol(asyncio.Protocol):
             self.connection.write(data)
 
     def pause_writing(self) -> None:
-        """The client is a megabyte behind, besides what the kernel holds.
-
-        That may be one large message; but what comes next finds it gone, or is too much.
-        """
-        self.connection.write_with(self._write_or_reset)
+        """The client is a megabyte behind, besides what the kernel holds."""
+        self.connection.write_with(
+            partial(slow.write_unless_behind, self._transport, self._services)
+        )
 
     def resume_writing(self) -> None:
         self.connection.write_with(self._transport.write)
-
-    def _write_or_reset(self, data: bytes) -> None:
-        limit = self._services.settings.max_write_buffer_bytes
-        if self._transport.is_closing():
-            return
-        if self._transport.get_write_buffer_size() <= limit:
-            self._transport.write(data)
-            return
-        self._services.slow_clients += 1
-        self._services.log.warning("a slow client was thrown out: its buffer is full")
-        self.reset()
 
     def _read(self, more: bool) -> None:
         if self._transport.is_closing():
@@ -205,10 +190,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """Ends the connection at once, and lets the kernel forget what waits for it."""
         self._ending = True
         self.connection.closed()
-        raw = self._transport.get_extra_info("socket")
-        if raw is not None:
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
-        self._transport.abort()
+        slow.reset(self._transport)
 
     # Beside
 

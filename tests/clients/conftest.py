@@ -38,7 +38,6 @@ from realtime_db.auth import tokens
 
 HERE = Path(__file__).resolve().parent
 JAVASCRIPT = HERE / "javascript"
-ROOT = HERE.parent.parent
 REALTIME_DB = (sys.executable, "-m", "realtime_db")
 LIBRARIES = ("supabase-js", "realtime-js", "supabase-py", "realtime-py")
 REQUIRED = os.environ.get("CI") == "true" or os.environ.get("REALTIME_DB_REQUIRE_CLIENTS") == "1"
@@ -98,7 +97,6 @@ def client_database_url(
             )
         )
         with psycopg.connect(owner_url(name), autocommit=True) as owner:
-            _load_unreleased(owner)
             owner.execute(POLICIES)
         yield owner_url(name)
         # A slot keeps its database until its walsender has noticed that the server went away.
@@ -108,17 +106,6 @@ def client_database_url(
             [name],
         )
         admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
-
-
-def _load_unreleased(owner: psycopg.Connection) -> None:
-    """Functions that the server needs and that no release has yet."""
-    for file in sorted((ROOT / "sql_next" / "functions").glob("*.sql")):
-        found = owner.execute(
-            "select from pg_proc where pronamespace = 'realtime'::regnamespace and proname = %s",
-            [file.stem],
-        )
-        if not found.rowcount:
-            owner.execute(file.read_text().encode())
 
 
 @pytest.fixture(scope="session")

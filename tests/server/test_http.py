@@ -114,6 +114,14 @@ def test_pipelined_requests_are_answered_in_their_order(server, mint) -> None:
     assert statuses(received) == [200, 202, 404, 200, 202, 200]
 
 
+def test_garbage_behind_a_request_does_not_take_its_answer(server, mint) -> None:
+    slow = f"POST /api/broadcast/open:x/events/e?private=true HTTP/1.1\r\napikey: {mint()}\r\n"
+    for last in ("", "connection: close\r\n"):
+        request = f"{slow}{last}content-length: 2\r\n\r\n{{}}".encode()
+
+        assert statuses(server.exchange(request + b"\x00\r\n\r\n" * 1000)) == [202]
+
+
 def test_a_flood_of_pipelined_requests_that_nobody_reads_does_not_grow(start_server) -> None:
     server = start_server()
     page = b"GET /api/openapi HTTP/1.1\r\n\r\n"

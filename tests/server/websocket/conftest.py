@@ -436,6 +436,7 @@ def open_client() -> Iterator[Callable[..., Client]]:
                 open_timeout=DEADLINE_SECONDS,
                 close_timeout=1,
                 max_size=None,
+                max_queue=None,
                 **options,
             )
             stack.callback(socket.close)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from socket import SHUT_RDWR
 from typing import Any
 
 import pytest
@@ -95,7 +96,7 @@ def test_whoever_goes_leaves(client: Callable[..., Client], topic: str, how: str
     elif how == "close":
         one.socket.close()
     else:
-        one.socket.socket.close()
+        one.socket.socket.shutdown(SHUT_RDWR)
     assert diff(other, topic) == ({}, joins)
 
 

@@ -1,0 +1,482 @@
+"""Connections and channels against answers that come when the test says so; no loop, no socket."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from typing import Any
+
+import pytest
+
+from realtime_db.auth import policies
+from realtime_db.auth.access import Access, CheckFailed, WriteAccess
+from realtime_db.auth.tokens import BadSignature, Claims, Expired, NoSigner, TokenError
+from realtime_db.hub import Hub
+from realtime_db.protocol.broadcast import Broadcast, Replayed, Snapshot
+from realtime_db.protocol.channel import RECHECK_SECONDS, REPLICATION_SECONDS
+from realtime_db.protocol.connection import MAX_WAITING_BYTES, Connection
+from realtime_db.protocol.frames import V2, Frame
+from realtime_db.protocol.join import Replay
+from realtime_db.protocol.services import Extension, Services
+from realtime_db.settings import Settings
+from realtime_db.stored import ReplayFailed
+from realtime_db.wheel import Wheel
+
+NOW = 1_000_000.0
+
+
+class _Turn:
+    """Lets others go first, once."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
+class Wire:
+    def encode(self, message: Broadcast) -> bytes | None:
+        frame = message.encode(V2)
+        return None if frame is None else frame.data
+
+
+class World:
+    """A server whose keys, policies and stored messages are what the test puts here."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.now = NOW
+        self.calls: list[Callable[[], None]] = []
+        self.tokens: dict[str, Claims | TokenError] = {"key": self.claims()}
+        self.new_tokens: dict[str, Claims | TokenError] = {}
+        self.read: Access | Exception = Access(broadcast=True, presence=True)
+        self.write: WriteAccess | Exception = WriteAccess(True)
+        self.replayed: Replayed | Exception = Replayed([])
+        self.questions = 0
+        self.services = Services(
+            settings=Settings(database_url="", **settings),
+            hub=Hub(self.calls.append),
+            keys=self,
+            policies=self,
+            stored=self,
+            wheel=Wheel(NOW),
+            now=lambda: self.now,
+            log=logging.getLogger("test"),
+        )
+
+    @staticmethod
+    def claims(exp: float = NOW + 10_000) -> Claims:
+        return Claims(role="anon", exp=int(exp), sub=None, json="{}")
+
+    def verify_known(self, token: str, now: float) -> Claims:
+        found = self.tokens[token]
+        if isinstance(found, TokenError):
+            raise found
+        found.check_expiry(now)
+        return found
+
+    async def verify(self, token: str, now: float) -> Claims:
+        await _Turn()
+        self.tokens |= self.new_tokens
+        return self.verify_known(token, now)
+
+    async def _answer(self, answer: Any) -> Any:
+        self.questions += 1
+        await _Turn()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def read_access(
+        self, topic: str, claims: Claims, headers: Mapping[str, str] | None = None
+    ) -> Access:
+        return await self._answer(self.read)  # type: ignore[no-any-return]
+
+    async def write_access(
+        self,
+        topic: str,
+        claims: Claims,
+        headers: Mapping[str, str] | None = None,
+        extension: Extension = "broadcast",
+    ) -> WriteAccess:
+        return await self._answer(self.write)  # type: ignore[no-any-return]
+
+    async def latest(self, topic: str, replay: Replay) -> Replayed:
+        return await self._answer(self.replayed)  # type: ignore[no-any-return]
+
+    def flush(self) -> None:
+        while self.calls:
+            self.calls.pop(0)()
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.services.wheel.advance(self.now)
+
+
+class Client:
+    """One connection, and what its client has been sent."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.frames: list[list[Any]] = []
+        self.written: list[bytes] = []
+        self.closed: list[int] = []
+        self.reading = True
+        self._running: list[Coroutine[Any, Any, None]] = []
+        self.connection = Connection(
+            world.services,
+            V2,
+            "key",
+            {},
+            wire=Wire(),
+            write=self.written.append,
+            send=self._take,
+            start=self._running.append,
+            close=lambda code, reason: self.closed.append(code),
+            read=self._read,
+        )
+
+    def _take(self, frame: Frame) -> None:
+        self.frames.append(json.loads(frame.data))
+
+    def _read(self, more: bool) -> None:
+        self.reading = more
+
+    def push(self, event: str, payload: Any = None, ref: str = "9") -> None:
+        text = json.dumps([None, ref, "realtime:room", event, payload or {}])
+        self.connection.receive(text.encode(), binary=False)
+
+    def step(self) -> None:
+        """Runs every question until it waits, or ends."""
+        running, self._running[:] = list(self._running), []
+        for one in running:
+            try:
+                one.send(None)
+            except StopIteration:
+                continue
+            self._running.append(one)
+
+    def settle(self) -> None:
+        """Answers all questions, and those that follow from the answers."""
+        while self._running:
+            self.step()
+        self.world.flush()
+
+    def join(self, token: str | None = None, **config: Any) -> Any:
+        """Joins the room with all questions answered; returns the payload of the reply."""
+        self.push("phx_join", {"config": config, "access_token": token}, ref="1")
+        self.settle()
+        return self.take("phx_reply")
+
+    def take(self, event: str) -> Any:
+        """The payload of the oldest frame, which has this event."""
+        frame = self.frames.pop(0)
+        assert frame[3] == event, frame
+        return frame[4]
+
+    def broadcast(self, event: str = "e", ref: str = "9", text: str = "") -> None:
+        self.push("broadcast", {"type": "broadcast", "event": event, "text": text}, ref)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def client(world: World) -> Client:
+    return Client(world)
+
+
+OK = {"status": "ok", "response": {"postgres_changes": []}}
+
+
+def refused(reason: str) -> dict[str, Any]:
+    return {"status": "error", "response": {"reason": reason}}
+
+
+# Joins
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (policies.QueryCanceled, "QueryCanceled: Query was cancelled, please try again"),
+        (
+            policies.MissingPartition,
+            "MissingPartition: Realtime was unable to find the expected messages partition",
+        ),
+        (
+            policies.IncreaseConnectionPool,
+            "IncreaseConnectionPool: Please increase your connection pool size",
+        ),
+        (
+            policies.DatabaseLackOfConnections,
+            "DatabaseLackOfConnections: Database can't accept more connections, "
+            "Realtime won't connect",
+        ),
+        (
+            policies.UnableToConnectToProject,
+            "UnableToConnectToProject: Realtime was unable to connect to the project database",
+        ),
+        (CheckFailed, "Unknown Error on Channel"),
+    ],
+)
+def test_a_join_that_cannot_be_checked_is_refused_with_the_cause(
+    world: World, client: Client, error: type[CheckFailed], reason: str
+) -> None:
+    world.read = error("down")
+    assert client.join(private=True) == refused(reason)
+    assert client.connection.channels == {}
+    assert client.closed == []
+
+
+def test_a_defect_refuses_the_join(world: World, client: Client) -> None:
+    world.read = ZeroDivisionError()
+    assert client.join(private=True) == refused("Unknown Error on Channel")
+
+
+def test_a_replay_that_fails_refuses_the_join_and_leaves_nothing(
+    world: World, client: Client
+) -> None:
+    world.replayed = ReplayFailed("down")
+    config = {"private": True, "broadcast": {"replay": {"since": 1}}}
+    reason = "UnableToReplayMessages: Realtime was unable to replay messages"
+    assert client.join(**config) == refused(reason)
+    assert world.services.hub.topics == 0
+
+
+def test_a_server_that_ends_refuses_joins(world: World, client: Client) -> None:
+    world.services.restarting = True
+    reason = "RealtimeRestarting: Realtime is restarting, please standby"
+    assert client.join() == refused(reason)
+
+
+def test_a_key_that_is_not_known_is_looked_for(world: World, client: Client) -> None:
+    world.tokens["new"] = NoSigner(unknown_kid="k")
+    world.new_tokens["new"] = world.claims()
+    assert client.join(token="new") == OK
+    world.tokens["newer"] = NoSigner(unknown_kid="k2")
+    world.new_tokens = {}
+    assert client.frames == []
+    client.push("phx_leave")
+    client.frames.clear()
+    assert client.join(token="newer")["response"]["reason"].startswith("JwtSignerError: ")
+
+
+def test_what_is_published_during_a_replay_follows_it_unless_the_query_saw_it(
+    world: World, client: Client
+) -> None:
+    hub, key = world.services.hub, ("room", True)
+
+    def stored(event: str, number: int) -> Broadcast:
+        return Broadcast("realtime:room", event, b"{}", id=event, transaction_id=number)
+
+    world.replayed = Replayed([stored("b", 5)], Snapshot(4, 9, frozenset([7])))
+    config = {"private": True, "broadcast": {"replay": {"since": 1, "limit": 1}}}
+    client.push("phx_join", {"config": config}, ref="1")
+    client.step()  # asks the policies
+    client.step()  # asks for what is stored
+    hub.publish(key, stored("beyond the limit", 3))
+    hub.publish(key, stored("b", 5))
+    hub.publish(key, stored("not seen", 7))
+    client.settle()
+    hub.publish(key, stored("seen, and late", 8))
+    hub.publish(key, stored("next", 9))
+    world.flush()
+    assert client.take("phx_reply") == OK
+    assert client.take("broadcast")["event"] == "b"
+    assert client.frames == []
+    assert len(client.written) == 2
+    assert b"not seen" in client.written[0]
+    assert b"seen, and late" not in client.written[1]
+    assert b"next" in client.written[1]
+
+
+# What waits
+
+
+def test_a_write_that_cannot_be_checked_is_dropped_and_the_next_asks_again(
+    world: World, client: Client
+) -> None:
+    client.join(private=True, broadcast={"ack": True, "self": True})
+    world.write = policies.QueryCanceled("slow")
+    for ref in "abc":
+        client.broadcast("lost", ref)
+    asked = world.questions
+    client.settle()
+    assert world.questions == asked + 1
+    assert client.frames == client.written == []
+    world.write = WriteAccess(True)
+    client.broadcast("heard", "d")
+    client.settle()
+    assert client.take("phx_reply")["status"] == "ok"
+    assert b"heard" in client.written[0]
+
+
+def test_the_right_to_write_is_asked_about_once(world: World, client: Client) -> None:
+    client.join(private=True)
+    before = world.questions
+    for _ in range(5):
+        client.broadcast()
+        client.settle()
+    assert world.questions == before + 1
+
+
+def test_too_much_that_waits_stops_the_reading_until_it_is_answered(
+    world: World, client: Client
+) -> None:
+    client.push("phx_join", {"config": {"private": True}}, ref="1")
+    while client.reading:
+        client.broadcast(text="x" * 10_000)
+    channel = client.connection.channels["realtime:room"]
+    assert len(channel._waiting or ()) * 10_400 > MAX_WAITING_BYTES
+    client.settle()
+    assert client.reading
+
+
+@pytest.mark.parametrize("how", ["join again", "close"])
+def test_what_waits_is_forgotten_with_its_channel(world: World, client: Client, how: str) -> None:
+    client.push("phx_join", {"config": {"private": True}}, ref="1")
+    while client.reading:
+        client.broadcast(text="x" * 10_000)
+    if how == "close":
+        client.connection.closed()
+        assert client.reading
+    else:
+        client.push("phx_join", {"config": {}}, ref="2")
+    client.settle()
+    assert client.reading
+
+
+def test_a_question_with_a_defect_makes_the_client_join_again(world: World, client: Client) -> None:
+    client.join(private=True)
+    world.write = ZeroDivisionError()
+    client.broadcast()
+    client.settle()
+    assert client.frames == [["1", "1", "realtime:room", "phx_error", {}]]
+    assert client.connection.channels == {}
+
+
+def test_nothing_is_sent_for_a_channel_that_ended_while_it_asked(
+    world: World, client: Client
+) -> None:
+    world.tokens["short"] = world.claims(NOW + 1)
+    client.join(token="short", private=True)
+    other = Client(world)
+    other.join(private=True)
+    client.broadcast("too late")
+    world.pass_time(3)
+    client.settle()
+    assert client.take("system")["message"] == "Token has expired 2 seconds ago"
+    assert client.take("phx_close") == {}
+    assert client.frames == other.written == []
+
+
+def test_a_renewal_of_a_channel_that_ended_leaves_nothing(world: World, client: Client) -> None:
+    world.tokens["other"] = world.claims()
+    client.join(private=True)
+    client.push("access_token", {"access_token": "other"})
+    client.step()
+    client.connection.closed()
+    client.settle()
+    assert world.services.hub.topics == 0
+
+
+# Tokens
+
+
+def test_a_token_is_verified_again_every_five_minutes(world: World, client: Client) -> None:
+    """Its key may have been retired."""
+    client.join()
+    world.pass_time(RECHECK_SECONDS + 1)
+    assert client.frames == []
+    world.tokens["key"] = BadSignature()
+    world.pass_time(RECHECK_SECONDS + 2)
+    assert client.take("system")["message"] == "Failed to validate JWT signature"
+    assert client.take("phx_close") == {}
+
+
+def test_a_channel_that_was_left_is_not_ended_again(world: World, client: Client) -> None:
+    world.tokens["short"] = world.claims(NOW + 5)
+    client.join(token="short")
+    client.push("phx_leave")
+    client.frames.clear()
+    world.pass_time(60)
+    assert client.frames == []
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            policies.UnableToConnectToProject("down"),
+            "Realtime was unable to connect to the project database",
+        ),
+        (policies.QueryCanceled("slow"), "Query was cancelled, please try again"),
+        (Expired(7), "Token has expired 7 seconds ago"),
+    ],
+)
+def test_a_renewal_that_cannot_be_checked_ends_the_channel(
+    world: World, client: Client, error: Exception, message: str
+) -> None:
+    world.tokens["other"] = world.claims()
+    client.join(private=True)
+    world.read = error
+    client.push("access_token", {"access_token": "other"})
+    client.settle()
+    assert client.take("system")["message"] == message
+    assert client.take("phx_close") == {}
+
+
+# The database stream
+
+
+def test_a_channel_is_told_when_the_stream_runs(world: World, client: Client) -> None:
+    client.join(broadcast={"replication_ready": True})
+    assert client.frames == []
+    world.services.replicating = True
+    assert client.take("system")["message"] == "Replication connection established"
+    world.pass_time(REPLICATION_SECONDS + 2)
+    world.services.replicating = True
+    assert client.frames == []
+
+
+def test_a_channel_ends_when_the_stream_does_not_run_in_time(world: World, client: Client) -> None:
+    client.join(broadcast={"replication_ready": True})
+    world.pass_time(REPLICATION_SECONDS + 2)
+    text = "Replication connection was not established in time"
+    assert client.take("system")["message"] == text
+    assert client.take("phx_close") == {}
+
+
+def test_a_channel_that_was_left_does_not_wait_for_the_stream(world: World, client: Client) -> None:
+    client.join(broadcast={"replication_ready": True})
+    client.push("phx_leave")
+    client.frames.clear()
+    world.services.replicating = True
+    world.pass_time(REPLICATION_SECONDS + 2)
+    assert client.frames == []
+
+
+# The end of a connection
+
+
+def test_a_connection_that_ends_leaves_nothing(world: World, client: Client) -> None:
+    client.join(private=True, presence={"enabled": True, "key": "k"})
+    client.push("presence", {"event": "track", "payload": {}})
+    client.settle()
+    other = Client(world)
+    other.join(private=True, presence={"enabled": True})
+    client.connection.closed()
+    world.flush()
+    assert b'"leaves":{"k":' in other.written[-1]
+    other.connection.closed()
+    assert len(world.services.presences) == 0
+    assert world.services.hub.topics == world.services.presence_hub.topics == 0
+
+
+def test_a_track_that_is_too_large_ends_the_channel() -> None:
+    client = Client(World(max_payload_bytes=10))
+    client.join()
+    client.push("presence", {"event": "track", "payload": {"a": "x" * 20}})
+    assert client.take("system")["message"] == "Track message size exceeded"
+    assert client.take("phx_close") == {}
