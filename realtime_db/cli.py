@@ -347,7 +347,8 @@ def token(jwt_secret: str, role: str, sub: str | None, ttl: float) -> None:
 @click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder that keeps the database between runs.  [default: ~/.local/share/realtime-db; for root /var/lib/realtime-db]",
+    help="Folder that keeps the database between runs.  [default: "
+    "~/.local/share/realtime-db; for root /var/lib/realtime-db]",
 )
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=int, default=4000, show_default=True)
