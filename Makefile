@@ -9,13 +9,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint typecheck test-matrix bench-sql release clean
+.PHONY: demo dev test lint test-matrix bench-sql bench-server release clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/realtime-db demo
 
+# All of it on this machine: a Postgres that keeps its data, a server, keys to paste.
+dev: $(VENV)/.demo
+	@$(BIN)/realtime-db dev
+
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -28,9 +32,12 @@ lint: $(VENV)/.dev
 test-matrix: $(VENV)/.dev
 	$(BIN)/python tests/matrix.py
 
-# Figures on this machine, beside the raw insert and a peer; see benchmarks/README.md.
+# Figures of this machine beside peers; see benchmarks/README.md and benchmarks/SERVER.md.
 bench-sql: $(VENV)/.dev
 	$(BIN)/python benchmarks/bench_sql.py
+
+bench-server: $(VENV)/.dev
+	$(BIN)/python benchmarks/bench_server.py
 
 # Freezes sql/ as a release: make release VERSION=0.3.0
 release: $(VENV)/.dev

@@ -53,7 +53,7 @@ def main() -> int:
     """Runs the cases and prints their table; 0 unless something broke, whatever the figures."""
     options = _parse()
     try:
-        cores = Cores.divide()
+        cores = Cores.divide(first=options.first)
         many = allow_files(_MANY_FILES)
         with temporary_folder() as folder:
             compile_programs(folder)
@@ -93,6 +93,12 @@ def _parse() -> argparse.Namespace:
         metavar="CASE,…",
         help=f"some of {', '.join(CASES)}",
     )
+    parser.add_argument(
+        "--first",
+        action="store_true",
+        help="go before everything else on this machine, which needs root: for latencies on a "
+        "machine that is shared; the others will notice",
+    )
     parser.add_argument("--rounds", type=_positive, default=_ROUNDS, help="turns of each side")
     return parser.parse_args()
 
@@ -125,7 +131,7 @@ def _heading(postgres: str, rounds: int, notes: list[str]) -> str:
         *(
             [
                 f"Others were at work on this machine (load average {load:.1f} before the first "
-                "run): times are longer than they would be alone, ratios are not."
+                "run): times are longer than they would be alone, and latencies by far."
             ]
             if busy
             else []

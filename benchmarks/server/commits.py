@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from statistics import median
 
 import psycopg
+
 from server.programs import Load
 from server.sides import OURS, Bench, Row
 
@@ -15,7 +16,17 @@ _ROWS_PER_SECOND = 1000
 _WRITERS = 4
 _SUBSCRIBERS = 100
 _SECONDS = 8.0
-_SEND = "select realtime.send(%s::jsonb, 'x', 't0', false)"
+# The row holds when it was written, on the clock of the load generator. So its way begins with its
+# commit, and contains the disk. %s is how far the clocks are apart; the zeros make it 19 digits.
+_SEND = """
+select realtime.send(
+    jsonb_build_object(
+        's',
+        '@@' || lpad((extract(epoch from clock_timestamp()) * 1e9 - %s)::bigint::text, 19, '0')
+    ),
+    'x', 't0', false
+)
+"""
 
 
 def commit_to_client(bench: Bench) -> Iterator[Row]:
@@ -34,11 +45,11 @@ def commit_to_client(bench: Bench) -> Iterator[Row]:
     for figure, name, most in (("p50_us", "p50", 1.5), ("p99_us", "p99", 10.0)):
         milliseconds = result.of(OURS, figure) / 1e3
         yield Row(
-            f"{written:,.0f} rows/s to {_SUBSCRIBERS} subscribers: {name}",
+            f"commit to client, {written:,.0f} rows/s to {_SUBSCRIBERS} subscribers: {name}",
             f"{milliseconds:.2f} ms",
             f"at most {most:g} ms",
             milliseconds <= most,
-            {OURS: f"of it {_share(inserts, name):.2f} ms until the commit has returned"},
+            {OURS: f"the statement and its commit: {_share(inserts, name):.2f} ms"},
         )
 
 
@@ -51,6 +62,7 @@ def _write(url: str) -> list[float]:
     """Writes for a while; the seconds that each insert with its commit took."""
     inserts: list[float] = []
     begin = time.monotonic()
+    apart = time.time_ns() - time.monotonic_ns()
 
     def write(number: int) -> None:
         with psycopg.connect(url, autocommit=True) as connection:
@@ -60,10 +72,9 @@ def _write(url: str) -> list[float]:
                 if (wait := due - time.monotonic()) > 0:
                     time.sleep(wait)
                 due += step
-                # Just before the insert: what the client is late by contains all of it.
-                stamp = time.monotonic_ns()
-                connection.execute(_SEND, (f'{{"s":"@@{stamp:019d}"}}',))
-                inserts.append((time.monotonic_ns() - stamp) / 1e9)
+                start = time.monotonic()
+                connection.execute(_SEND, (apart,))
+                inserts.append(time.monotonic() - start)
 
     writers = [threading.Thread(target=write, args=(number,)) for number in range(_WRITERS)]
     for writer in writers:

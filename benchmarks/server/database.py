@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
-from server.programs import ROOT
 
 from realtime_db import embedded
 from realtime_db.install import migrate
+from server.programs import ROOT
 
 # A policy of the usual kind: everybody with a token may read and write some topics.
 _POLICIES = """

@@ -12,8 +12,8 @@ from server.sides import LIMIT, OURS, Bench, Row, Turns, everybody
 _CPU = "srv_us_per_delivery"
 _RUN = ("-z", 200, "-W", 0.3, "-d", 1.5)
 _STALLED = 10
-# 240 KB a second: after 6 s a client that does not read is a megabyte behind, and thrown out.
-_STALLED_RUN = ("-n", 1000, "-z", 8000, "-r", 30, "-W", 1, "-d", 10)
+# 240 KB a second: after 5 s a client that does not read is a megabyte behind, and thrown out.
+_STALLED_RUN = ("-n", 1000, "-z", 8000, "-r", 30, "-W", 1, "-d", 7)
 _STALLED_KB = 1.5 * 1024
 
 

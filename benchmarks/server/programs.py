@@ -50,15 +50,24 @@ class Cores:
     load: frozenset[int]
 
     @classmethod
-    def divide(cls) -> Cores:
-        """Takes the first core that we may use for the servers, and moves this program away."""
+    def divide(cls, *, first: bool = False) -> Cores:
+        """Takes the first core that we may use for the servers, and moves this program away.
+
+        Args:
+            first: whether we, and all that we start, go before other programs.
+        """
         if not sys.platform.startswith("linux"):
             raise Unavailable("the load generator uses epoll and /proc: run this on Linux")
-        first, *others = sorted(os.sched_getaffinity(0))
+        one, *others = sorted(os.sched_getaffinity(0))
         if not others:
             raise Unavailable("one core is not enough: the server needs one, and the load another")
         os.sched_setaffinity(0, others)
-        return cls(first, frozenset(others))
+        if first:
+            try:
+                os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+            except PermissionError as error:
+                raise Unavailable("--first needs root (CAP_SYS_NICE)") from error
+        return cls(one, frozenset(others))
 
 
 def allow_files(count: int) -> bool:
@@ -269,7 +278,7 @@ class Loader:
         """
         join = _JOIN.replace("PRIVATE", "true" if private else "false")
         join = join.replace("TOKEN", "%a" if tokens_file else server.token)
-        more = ["-A", tokens_file] if tokens_file else []
+        more = ["-A", str(tokens_file)] if tokens_file else []
         process = subprocess.Popen(
             [
                 self._program, "-p", str(server.port), "-R", str(server.pid), "-u", server.path,

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 from harness import Spread, spread
+
 from server.database import Database
 from server.programs import (
     HERE,
@@ -208,10 +209,18 @@ def _node_peer(folder: Path) -> tuple[list[str], str]:
     (home / "package.json").write_text("{}")
     _run([npm, "install", "--silent", "--prefix", str(home), "ws"], "the package ws")
     version = _run(
-        [node, "-p", "require(process.argv[1]).version", str(home / "node_modules/ws/package.json")],
+        [
+            node,
+            "-p",
+            "require(process.argv[1]).version",
+            str(home / "node_modules/ws/package.json"),
+        ],
         "node",
     )
-    return [node, str(home / "ws.mjs")], f"ws {version.strip()} on node {_run([node, '-v'], 'node')}"
+    return [
+        node,
+        str(home / "ws.mjs"),
+    ], f"ws {version.strip()} on node {_run([node, '-v'], 'node')}"
 
 
 def _run(command: list[str], what: str) -> str:

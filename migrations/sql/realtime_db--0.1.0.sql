@@ -731,7 +731,7 @@ begin
     -- One call without a pinned search_path, and so every name is qualified: a check
     -- constraint is planned anew by each insert, which costs 18 us if the comparisons stand
     -- in the constraint itself and 4 us like this. Here and not in functions/, for the
-    -- table needs it: as a member of the extension it would keep `drop extension` from working.
+    -- table needs it: a member of the extension would keep `drop extension` from working.
     --
     -- returns   true
     -- errors    those of explain_misfit

@@ -272,6 +272,8 @@ class HttpProtocol(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         incoming = self._incoming
         incoming.in_body = True
+        if self._parser.get_http_version() not in ("1.0", "1.1"):
+            self._stop((505, "Only HTTP/1.1 is spoken here"))
         length = incoming.headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit():
             self._stop((400, "Header Content-Length is no number"))

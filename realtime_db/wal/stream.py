@@ -434,7 +434,7 @@ class Stream:
         if self._started and self._failure is None:
             self._send_status()
             with suppress(psycopg.Error, TimeoutError, RealtimeDbError):
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(5.0):
                     await self._end_copy()
         if self._writing:
             asyncio.get_running_loop().remove_writer(self._pgconn.socket)

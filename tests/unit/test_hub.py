@@ -198,6 +198,7 @@ def test_unsubscribing_twice_is_harmless_and_nothing_stays(hub: Hub) -> None:
     hub.unsubscribe(one)
     hub.unsubscribe(one)
     assert hub.has_subscribers(KEY)
+    assert not hub._topics[KEY].skipping
     hub.unsubscribe(two)
     hub.unsubscribe(two)
     assert hub.topics == 0

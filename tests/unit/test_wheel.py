@@ -42,6 +42,17 @@ def test_what_is_overdue_runs_with_the_next_tick() -> None:
     assert ran == ["late"]
 
 
+def test_what_is_scheduled_for_the_past_waits_for_the_next_second() -> None:
+    wheel = Wheel(0.0)
+    wheel.advance(5.0)
+    ran: list[int] = []
+    wheel.schedule(0.0, lambda: ran.append(1))
+    wheel.advance(5.9)
+    assert ran == []
+    wheel.advance(6.0)
+    assert ran == [1]
+
+
 def test_a_callback_may_schedule_itself_again() -> None:
     wheel = Wheel(0.0)
     ran: list[int] = []

@@ -25,6 +25,7 @@ def test_a_clock_that_goes_back_gives_and_takes_nothing() -> None:
         assert rate.allow(100.0)
     assert not rate.allow(0.0)
     assert not rate.allow(0.5)
+    assert rate.allow(1.0)
 
 
 def test_zero_is_no_limit() -> None:
