@@ -10,4 +10,6 @@
     uninstall   what depends on us, and removing us
     triggers    broadcast triggers in the users' schemas; trigger_options, trigger_template and
                 trigger_catalog are its parts
+
+Above: the command line. Below: the system catalogs, by way of `database`.
 """

@@ -5,7 +5,8 @@ a `Handover` to a WebSocket or a stream of events. Parsing is httptools'; limits
 bytes come, the client gets an answer of HTTP or a closed connection, and nobody else notices.
 
 Requests of a connection are answered one after another, in their order. Reading stops while an
-answer is not ready, and while the client does not read what it was answered.
+answer is not ready, and while the client does not read what it was answered; so a client that ends
+its half of the connection is heard of after its answer.
 """
 
 from __future__ import annotations
@@ -173,7 +174,6 @@ class HttpProtocol(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._reading = True
         self._writable = True
-        self._eof = False
         self._broken = False
         self._ended = False
         self._phase = _Phase.END
@@ -201,12 +201,6 @@ class HttpProtocol(asyncio.Protocol):
             data = self._feed(data)
         if not self._ended:
             self._settle()
-
-    def eof_received(self) -> bool:
-        """The client has said all; a request that is complete by then is still answered."""
-        self._eof = True
-        plain = self._transport.get_extra_info("ssl_object") is None
-        return plain and not self._ended and (self._answering is not None or bool(self._ready))
 
     def pause_writing(self) -> None:
         """The client does not read its answers: no more of them until it does."""
@@ -339,8 +333,8 @@ class HttpProtocol(asyncio.Protocol):
     def _settle(self) -> None:
         """Reads on or not, and sets the deadline for what the client has to do next."""
         busy = self._answering is not None
-        if (self._eof or self._broken) and not busy and not self._ready:
-            self._end(linger=not self._eof)
+        if self._broken and not busy and not self._ready:
+            self._end(linger=True)
             return
         read = not busy and self._writable
         if read != self._reading and not self._transport.is_closing():

@@ -324,9 +324,6 @@ class Connection:
     def is_closing(self) -> bool:
         return self.closed in ("closed", "aborted")
 
-    def get_extra_info(self, name: str) -> None:
-        return None
-
     def pause_reading(self) -> None:
         assert self.reading
         self.reading = False
@@ -361,6 +358,29 @@ def test_a_head_that_comes_too_slowly_is_408_however_it_drips() -> None:
     assert connection.now - 1000 < our_http.HEAD_SECONDS + 3
     connection.waits(our_http.LINGER_SECONDS + 2)
     assert connection.closed == "aborted"
+
+
+@pytest.mark.parametrize(
+    ("begin", "status"),
+    [
+        (b"GET /", 431),
+        (b"GET / HTTP/1.1\r\nx", 431),
+        (b"GET / HTTP/1.1\r\nx: ", 431),
+        (b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n1;", 413),
+        (b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: ", 413),
+    ],
+)
+def test_what_has_no_end_is_cut_off(begin, status) -> None:
+    connection = Connection()
+
+    connection.hears(begin)
+    pieces = 0
+    while not connection.closed:
+        pieces += 1
+        assert pieces < 20
+        connection.hears(b"y" * 10_000)
+
+    assert statuses(connection.written) == [status]
 
 
 def test_a_body_that_comes_too_slowly_is_408() -> None:

@@ -89,8 +89,8 @@ def test_messages_of_one_transaction_are_replayed_in_insert_order(
         for n in range(10):
             other.execute("select realtime.send('{}', %s, %s)", [str(n), topic])
     one = client(key=ann)
-    one.join(topic, replay())
-    assert [one.receive().payload["event"] for _ in range(10)] == [str(n) for n in range(10)]
+    one.join(topic, replay(limit=5))
+    assert [one.receive().payload["event"] for _ in range(5)] == list("56789")
 
 
 def test_only_messages_since_then_are_replayed(

@@ -295,3 +295,12 @@ def test_a_renewed_token_puts_off_the_end(
     assert ended(one, f"{topic}:short", ref)
     one.broadcast(topic)
     assert one.receive().event == "broadcast"
+
+
+def test_a_renewed_token_brings_the_end_forward(
+    client: Callable[..., Client], token: Callable[..., str], topic: str
+) -> None:
+    one = client()
+    ref = one.join(topic)
+    renew(one, topic, token(ttl_seconds=2))
+    assert re.fullmatch(r"Token has expired \d+ seconds ago", ended(one, topic, ref))
