@@ -26,7 +26,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/sqlfluff lint --processes 2 sql
+	$(BIN)/sqlfluff lint sql
 
 # The SQL, upgrade and extension suites on PostgreSQL 14 to 17, two majors at a time.
 test-matrix: $(VENV)/.dev
