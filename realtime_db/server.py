@@ -27,7 +27,7 @@ from psycopg_pool import AsyncConnectionPool
 from realtime_db.auth.keys import Keys
 from realtime_db.auth.policies import Policies
 from realtime_db.database import Connection, conninfo
-from realtime_db.errors import RealtimeDbError
+from realtime_db.errors import RealtimeDbError, ServerError
 from realtime_db.hub import Hub
 from realtime_db.protocol.broadcast import Broadcast
 from realtime_db.protocol.connection import Services
@@ -118,8 +118,8 @@ async def serve(settings: Settings) -> AsyncIterator[Server]:
     """Runs a server for the length of the block.
 
     Raises:
-        RealtimeDbError: the keys or the certificate cannot be read.
-        OSError: the address is taken.
+        UnusableKey: the keys cannot be read.
+        ServerError: the address is taken, or TLS cannot be had.
     """
     loop = asyncio.get_running_loop()
     keys = Keys(
@@ -172,6 +172,8 @@ async def serve(settings: Settings) -> AsyncIterator[Server]:
             for client in list(application.clients):
                 client.connection.disconnect_requested()
                 client.close(1012, "Server is restarting")
+            for stream in list(application.streams):
+                stream.close("Server is restarting")
             for transport in list(connections):
                 transport.close()
             for task in tasks:
@@ -208,15 +210,33 @@ def _listen(settings: Settings) -> socket.socket:
     # Accepted sockets inherit it. The kernel would hide megabytes of what a client has not read.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     listener.setblocking(False)
-    listener.bind((settings.host, settings.port))
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise ServerError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}",
+            hint="Give another --port or --host, or stop what listens there.",
+        ) from error
     return listener
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:
-    if settings.tls_certificate is None:
+    if settings.tls_certificate is None and settings.tls_key is None:
         return None
+    if settings.tls_certificate is None or settings.tls_key is None:
+        raise ServerError(
+            "TLS needs a certificate and its key, and only one of them was given",
+            hint="Give --tls-certificate and --tls-key.",
+        )
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+    try:
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ServerError(
+            f"{settings.tls_certificate} and {settings.tls_key} cannot be used: {error}",
+            hint="Both are files in PEM, and the key must be that of the certificate.",
+        ) from error
     return context
 
 
@@ -244,6 +264,7 @@ async def _follow(settings: Settings, services: Services, following: asyncio.Eve
             async with open_stream(settings.database_url) as stream:
                 await stream.start()
                 pause = _RETRY_SECONDS[0]
+                services.reader = stream
                 services.replicating = True
                 following.set()
                 log.info("following the WAL from %X/%X", *divmod(stream.start_lsn, 1 << 32))
@@ -254,6 +275,7 @@ async def _follow(settings: Settings, services: Services, following: asyncio.Eve
         except RealtimeDbError as error:
             log.error("the WAL is not followed: %s", error)
         finally:
+            services.reader = None
             services.replicating = False
             following.clear()
         await asyncio.sleep(pause)
@@ -261,6 +283,9 @@ async def _follow(settings: Settings, services: Services, following: asyncio.Eve
 
 
 def _publish(services: Services, message: Message) -> None:
+    committed = services.committed
+    if not committed or committed[-1] != message.transaction_id:
+        committed.append(message.transaction_id)
     key = (message.topic, message.private)
     if not services.hub.has_subscribers(key):
         return

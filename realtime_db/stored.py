@@ -6,7 +6,9 @@ Above: the joins, which want the latest of a topic. Below: the pool of the serve
 
 from __future__ import annotations
 
-from typing import Final
+import asyncio
+from collections.abc import Collection
+from typing import Any, Final
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -38,6 +40,10 @@ _LATEST: Final = """
 """
 
 
+# Mostly it is microseconds; the sum is what a join may take.
+_PAUSES_SECONDS: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0)
+
+
 class ReplayFailed(CheckFailed):
     """The stored messages could not be read."""
 
@@ -50,23 +56,31 @@ class StoredMessages:
     def __init__(self, pool: AsyncConnectionPool[Connection]) -> None:
         self._pool = pool
 
-    async def latest(self, topic: str, replay: Replay) -> Replayed:
+    async def latest(self, topic: str, replay: Replay, committed: Collection[int] = ()) -> Replayed:
         """The latest messages of a private topic, oldest first, and what was to be seen.
 
         Args:
             topic: the sub-topic.
             replay: since when, and how many at most.
+            committed: transactions whose messages the subscriber has missed; looks again until
+                they can be seen, for a commit is in the WAL before it is in snapshots.
 
         Raises:
             ReplayFailed: they could not be read.
         """
         wanted = {"topic": topic, "since": replay.since_ms / 1000, "limit": replay.limit}
-        try:
-            async with self._pool.connection() as connection:
-                cursor = await connection.execute(_LATEST, wanted)
-                rows = await cursor.fetchall()
-        except (psycopg.Error, PoolTimeout) as error:
-            raise ReplayFailed(f"stored messages of {topic} cannot be read: {error}") from error
+        for pause in _PAUSES_SECONDS:
+            rows = await self._read(wanted)
+            seen = Snapshot.parse(rows[0][0])
+            committed = [number for number in committed if not seen.shows(number)]
+            if not committed:
+                break
+            await asyncio.sleep(pause)
+        else:
+            raise ReplayFailed(
+                f"transaction {committed[0]} has committed and cannot be seen yet",
+                hint="Is a synchronous standby down? Senders wait for it, too.",
+            )
         messages = [
             Broadcast(
                 f"realtime:{topic}",
@@ -79,4 +93,13 @@ class StoredMessages:
             for _, row_id, event, payload, binary, transaction_id in rows
             if row_id is not None
         ]
-        return Replayed(messages, Snapshot.parse(rows[0][0]))
+        return Replayed(messages, seen)
+
+    async def _read(self, wanted: dict[str, object]) -> list[tuple[Any, ...]]:
+        try:
+            async with self._pool.connection() as connection:
+                cursor = await connection.execute(_LATEST, wanted)
+                return await cursor.fetchall()
+        except (psycopg.Error, PoolTimeout) as error:
+            text = f"stored messages of {wanted['topic']} cannot be read: {error}"
+            raise ReplayFailed(text) from error

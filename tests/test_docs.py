@@ -13,18 +13,21 @@ fails the test. A ```text block directly after a ```sql block is what its statem
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import psycopg
 import pytest
 from psycopg import pq, sql
 from psycopg.conninfo import make_conninfo
 
 from realtime_db.cli import main as command_line
+from realtime_db.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -194,6 +197,50 @@ def code(page: Path) -> list[str]:
     text = page.read_text()
     blocks = [body for language, body in BLOCK.findall(text) if language != "text"]
     return blocks + re.findall(r"`([^`]+)`", BLOCK.sub("", text))
+
+
+def commands(group: click.Group, prefix: str) -> Iterator[str]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{prefix} {name}")
+        else:
+            yield f"{prefix} {name}"
+
+
+def test_every_command_has_a_section_in_its_order_and_no_other_does() -> None:
+    page = (DOCS / "commands.md").read_text()
+
+    parts = re.split(r"^## `(.+)`\n", page, flags=re.MULTILINE)
+    assert parts[1::2] == list(commands(command_line, "realtime-db"))
+    for name, section in zip(parts[1::2], parts[2::2], strict=True):
+        assert f"\n{name}" in section, f"{name}: no example"
+        assert "xit status" in section, f"{name}: no exit status"
+
+
+def shown_default(field: dataclasses.Field[Any]) -> str:
+    if field.default is dataclasses.MISSING:
+        return "required"
+    if field.default is None or field.default == ():
+        return ""
+    if isinstance(field.default, bool):
+        return "on" if field.default else "off"
+    if field.name == "port" or isinstance(field.default, str):
+        return str(field.default)
+    return f"{field.default:,}".removesuffix(".0")
+
+
+def test_the_settings_of_the_server_are_listed_with_their_defaults() -> None:
+    page = (DOCS / "server.md").read_text()
+    options = {option.name: option for option in command_line.commands["serve"].params}
+
+    listed = re.findall(r"^\| `(--[\w-]+)` \|(.*?)\|", page.split("\n## Limits")[0], re.MULTILINE)
+    assert [(option, default.strip()) for option, default in listed] == [
+        (options[field.name].opts[0], shown_default(field))
+        for field in dataclasses.fields(Settings)
+    ]
+    for name, option in options.items():
+        variable = "REALTIME_DB_" + option.opts[0].removeprefix("--").replace("-", "_").upper()
+        assert option.envvar == ("DATABASE_URL" if name == "database_url" else variable)
 
 
 def test_every_sqlstate_of_ours_that_is_raised_is_documented_and_no_other() -> None:

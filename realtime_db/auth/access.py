@@ -1,14 +1,13 @@
 """What a user may do with a topic, and why nobody knows. No I/O here.
 
-Above: the channels and REST, which ask and remember the answer in an `AccessCache`. Below:
+Above: the channels, which ask and remember the answer until the next token, and REST. Below:
 `policies`, which asks the database.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar
 
 from realtime_db.errors import RealtimeDbError
 
@@ -110,69 +109,3 @@ class WriteAccess:
 
     def __bool__(self) -> bool:
         return self.granted
-
-
-_Value = TypeVar("_Value")
-
-
-class AccessCache(Generic[_Value]):
-    """Remembers what a token may do with a topic. The least recently used is forgotten first.
-
-    An answer may come back after `forget`, for a question that was asked before. So take `epoch`
-    before asking, and hand it to `put`, which then drops such an answer.
-    """
-
-    def __init__(self, max_entries: int = 100_000, *, max_age_seconds: float = 300.0) -> None:
-        self._max_entries = max_entries
-        self._max_age_seconds = max_age_seconds
-        self._topics: dict[str, dict[str, None]] = {}
-        self._answers: OrderedDict[tuple[str, str], tuple[_Value, float]] = OrderedDict()
-        self.epoch = 0
-
-    def get(self, token: str, topic: str, now: float) -> _Value | None:
-        """The answer, if it is known and not too old.
-
-        Args:
-            now: seconds, of the same clock as in `put`.
-        """
-        found = self._answers.get((token, topic))
-        if found is None:
-            return None
-        value, asked_at = found
-        if now - asked_at >= self._max_age_seconds:
-            self._remove(token, topic)
-            return None
-        self._answers.move_to_end((token, topic))
-        return value
-
-    def put(self, token: str, topic: str, value: _Value, now: float, *, epoch: int) -> None:
-        """Remembers an answer, unless something was forgotten since `epoch`."""
-        if epoch != self.epoch:
-            return
-        self._answers[token, topic] = (value, now)
-        self._answers.move_to_end((token, topic))
-        self._topics.setdefault(topic, {})[token] = None
-        if len(self._answers) > self._max_entries:
-            self._remove(*next(iter(self._answers)))
-
-    def forget(self, topic: str) -> None:
-        """Forgets all answers about a topic: its rights have changed."""
-        self.epoch += 1
-        for token in self._topics.pop(topic, ()):
-            del self._answers[token, topic]
-
-    def clear(self) -> None:
-        """Forgets everything: policies have changed."""
-        self.epoch += 1
-        self._topics.clear()
-        self._answers.clear()
-
-    def __len__(self) -> int:
-        return len(self._answers)
-
-    def _remove(self, token: str, topic: str) -> None:
-        del self._answers[token, topic]
-        tokens = self._topics[topic]
-        del tokens[token]
-        if not tokens:
-            del self._topics[topic]

@@ -1,8 +1,7 @@
 """Asks the policies on `realtime.messages`, as the user, what they let the user do (PROTOCOL 10).
 
-Above: the channels and REST, which ask at a join, at a new token and at the first broadcast, and
-remember the answer in an `AccessCache`. Below: the SQL function `realtime.authorize`, which does
-all of it in one round trip and stores nothing.
+Above: the channels and REST, which ask at a join, at a new token and at the first broadcast. Below:
+the SQL function `realtime.authorize`, which does all of it in one round trip and stores nothing.
 
 A policy that says no, or fails, is an answer: `Access` or `WriteAccess` with a reason for the log.
 When the question could not be asked, a `CheckFailed` says so in the words of the protocol.

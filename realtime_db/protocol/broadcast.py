@@ -78,9 +78,12 @@ class Snapshot(NamedTuple):
         xmin, xmax, running = text.split(":")
         return cls(int(xmin), int(xmax), frozenset(map(int, running.split(",") if running else ())))
 
-    def shows(self, message: Broadcast) -> bool:
-        """Whether a message that is stored by now was there for the query."""
-        number = message.transaction_id
+    def shows(self, number: int) -> bool:
+        """Whether the work of a transaction, which has committed by now, was there for the query.
+
+        Args:
+            number: its id; 0, that of what is not stored, is never shown.
+        """
         return 0 < number < self.xmax and (number < self.xmin or number not in self.running)
 
 

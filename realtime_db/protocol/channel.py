@@ -129,7 +129,7 @@ class Channel(Asking):
         hub.untap(self._tap)
         held, self._tap, self._held = self._held, None, []
         for message in held:
-            if seen is None or not seen.shows(message):
+            if seen is None or not seen.shows(message.transaction_id):
                 data = self.connection.wire.encode(message)
                 if data:
                     self.connection.write(data)

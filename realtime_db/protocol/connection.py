@@ -233,7 +233,9 @@ class Connection:
             replayed = Replayed([])
             if channel.join.replay is not None and channel.is_open:
                 channel.hold()
-                replayed = await self.services.stored.latest(channel.sub_topic, channel.join.replay)
+                replayed = await self.services.stored.latest(
+                    channel.sub_topic, channel.join.replay, tuple(self.services.committed)
+                )
         except TokenError as error:
             return partial(refuse, error.join)
         except CheckFailed as error:

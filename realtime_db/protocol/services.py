@@ -7,8 +7,9 @@ Above is the server, which puts it together; below are the connections and chann
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Literal, Protocol
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from typing import Final, Literal, Protocol
 
 from realtime_db.auth.access import Access, WriteAccess
 from realtime_db.auth.tokens import Claims
@@ -19,6 +20,9 @@ from realtime_db.protocol.limits import Rate
 from realtime_db.protocol.presence import Presences
 from realtime_db.settings import Settings
 from realtime_db.wheel import Wheel
+
+COMMITTED: Final = 4096
+"""How many transactions may be on their way from the WAL to the snapshots at once."""
 
 Extension = Literal["broadcast", "presence"]
 
@@ -54,8 +58,20 @@ class Policies(Protocol):
 class Stored(Protocol):
     """What reads stored messages; `stored` in the server."""
 
-    async def latest(self, topic: str, replay: Replay) -> Replayed:
-        """Raises CheckFailed."""
+    async def latest(self, topic: str, replay: Replay, committed: Collection[int] = ()) -> Replayed:
+        """What there is, of all `committed` transactions at least; raises CheckFailed."""
+
+
+class WalReader(Protocol):
+    """What follows the WAL; `wal.stream` in the server."""
+
+    @property
+    def slot_name(self) -> str:
+        """The slot that it reads."""
+
+    @property
+    def received_lsn(self) -> int:
+        """How far it has got."""
 
 
 class Services:
@@ -67,7 +83,10 @@ class Services:
         presences: who is where.
         dropped_too_large: broadcasts of clients over the size limit.
         slow_clients: those that were thrown out.
+        committed: the latest transactions that the WAL brought, oldest first. It may bring one
+            before queries see it: a commit is in the WAL first, and then in their snapshots.
         restarting: whether the server is about to end.
+        reader: what follows the WAL; None while nothing does.
     """
 
     def __init__(
@@ -96,6 +115,8 @@ class Services:
         self.dropped_too_large = 0
         self.slow_clients = 0
         self.restarting = False
+        self.reader: WalReader | None = None
+        self.committed: deque[int] = deque(maxlen=COMMITTED)
         self._replicating = False
         self._awaiting_replication: dict[Callable[[], None], None] = {}
 
@@ -108,6 +129,7 @@ class Services:
     def replicating(self, replicating: bool) -> None:
         self._replicating = replicating
         if replicating:
+            self.committed.clear()  # of another server, if there was a failover
             waiting, self._awaiting_replication = self._awaiting_replication, {}
             for tell in waiting:
                 tell()

@@ -136,8 +136,8 @@ class Application:
         return connected >= self._services.settings.max_connections
 
     def _reader(self) -> Reader | None:
-        stream = getattr(self._services, "stream", None)
-        return None if stream is None else Reader(stream.slot_name, stream.received_lsn)
+        reader = self._services.reader
+        return None if reader is None else Reader(reader.slot_name, reader.received_lsn)
 
     def _counts(self) -> Counts:
         services = self._services

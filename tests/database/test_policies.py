@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool
 
 from realtime_db.auth import policies
-from realtime_db.auth.access import Access, AccessCache, CheckFailed, WriteAccess
+from realtime_db.auth.access import Access, CheckFailed, WriteAccess
 from realtime_db.auth.policies import Policies
 from realtime_db.auth.tokens import Claims
 
@@ -789,56 +789,3 @@ def test_a_pool_without_autocommit_works_as_well(url: str, owner: Connection) ->
     may_read(owner, "true")
 
     assert read(url, kwargs={"autocommit": False}) == BOTH
-
-
-# The cache
-
-
-def test_the_cache_knows_an_answer_by_token_and_topic_until_it_is_old() -> None:
-    cache: AccessCache[Access] = AccessCache(max_age_seconds=300)
-    cache.put("token", "room", BOTH, 0.0, epoch=cache.epoch)
-
-    assert cache.get("token", "room", 299.0) == BOTH
-    assert cache.get("token", "other", 0.0) is None
-    assert cache.get("other", "room", 0.0) is None
-    assert cache.get("token", "room", 300.0) is None
-    assert len(cache) == 0
-
-
-def test_the_cache_forgets_a_topic_for_all_tokens() -> None:
-    cache: AccessCache[Access] = AccessCache()
-    for token, topic in [("a", "room"), ("b", "room"), ("a", "other")]:
-        cache.put(token, topic, BOTH, 0.0, epoch=cache.epoch)
-
-    cache.forget("room")
-    cache.forget("never known")
-
-    assert (cache.get("a", "room", 0.0), cache.get("b", "room", 0.0)) == (None, None)
-    assert cache.get("a", "other", 0.0) == BOTH
-    cache.clear()
-    assert len(cache) == 0
-
-
-def test_the_cache_drops_an_answer_to_a_question_from_before_a_forget() -> None:
-    cache: AccessCache[Access] = AccessCache()
-    epoch = cache.epoch
-    cache.forget("room")
-    cache.put("token", "room", BOTH, 0.0, epoch=epoch)
-
-    assert cache.get("token", "room", 0.0) is None
-
-
-def test_the_cache_forgets_the_least_recently_used() -> None:
-    cache: AccessCache[int] = AccessCache(max_entries=2)
-    for number, topic in enumerate(["first", "second"]):
-        cache.put("token", topic, number, 0.0, epoch=cache.epoch)
-    assert cache.get("token", "first", 0.0) == 0
-    cache.put("token", "third", 2, 0.0, epoch=cache.epoch)
-
-    assert [cache.get("token", topic, 0.0) for topic in ("first", "second", "third")] == [
-        0,
-        None,
-        2,
-    ]
-    cache.forget("second")
-    assert len(cache) == 2

@@ -233,7 +233,7 @@ def test_days_are_counted_from_today_without_a_gap(ahead, left) -> None:
 # The description
 
 
-def test_the_interface_is_what_its_description_says(server, mint) -> None:
+def test_the_interface_is_what_its_description_says(server, mint, tmp_path) -> None:
     pytest.importorskip("schemathesis")
     finished = subprocess.run(
         [
@@ -247,6 +247,7 @@ def test_the_interface_is_what_its_description_says(server, mint) -> None:
             "--request-timeout", "20",
             "--no-color",
         ],
+        cwd=tmp_path,  # for its cache
         capture_output=True,
         text=True,
         timeout=120,

@@ -93,6 +93,20 @@ def test_messages_of_one_transaction_are_replayed_in_insert_order(
     assert [one.receive().payload["event"] for _ in range(5)] == list("56789")
 
 
+def test_messages_of_one_instant_are_replayed_in_insert_order(
+    client: Callable[..., Client], database: Database, ann: str, topic: str
+) -> None:
+    database.execute(
+        "insert into realtime.messages (topic, extension, event, payload, private, inserted_at) "
+        "select %s, 'broadcast', n::text, '{}', true, now() at time zone 'utc' "
+        "from generate_series(0, 9) as n",
+        [topic],
+    )
+    one = client(key=ann)
+    one.join(topic, replay(limit=5))
+    assert [one.receive().payload["event"] for _ in range(5)] == list("56789")
+
+
 def test_only_messages_since_then_are_replayed(
     client: Callable[..., Client], database: Database, ann: str, topic: str
 ) -> None:

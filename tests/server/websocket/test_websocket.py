@@ -271,6 +271,22 @@ def test_a_client_that_says_nothing_is_closed(
     assert silent.closed()[0] == 1001
 
 
+def test_a_client_that_does_not_answer_a_close_is_reset(
+    start_server: Callable[..., Server], token: Callable[..., str]
+) -> None:
+    server = start_server("--idle-seconds", "1")
+    with socket.create_connection((server.host, server.port), 20) as mute:
+        mute.sendall(
+            f"GET /socket/websocket?apikey={quote(token())} HTTP/1.1\r\nHost: x\r\n"
+            "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+        )
+        assert mute.recv(4096).startswith(b"HTTP/1.1 101 ")
+        assert mute.recv(4096).startswith(b"\x88")
+        with pytest.raises(ConnectionResetError):
+            mute.recv(4096)
+
+
 def test_a_client_without_channels_is_closed(
     start_server: Callable[..., Server], open_client: Callable[..., Client], topic: str
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Generator, Mapping
 from typing import Any
 
 import pytest
@@ -50,6 +50,7 @@ class World:
         self.read: Access | Exception = Access(broadcast=True, presence=True)
         self.write: WriteAccess | Exception = WriteAccess(True)
         self.replayed: Replayed | Exception = Replayed([])
+        self.asked_for: list[int] = []
         self.questions = 0
         self.services = Services(
             settings=Settings(database_url="", **settings),
@@ -99,7 +100,8 @@ class World:
     ) -> WriteAccess:
         return await self._answer(self.write)  # type: ignore[no-any-return]
 
-    async def latest(self, topic: str, replay: Replay) -> Replayed:
+    async def latest(self, topic: str, replay: Replay, committed: Collection[int] = ()) -> Replayed:
+        self.asked_for = list(committed)
         return await self._answer(self.replayed)  # type: ignore[no-any-return]
 
     def flush(self) -> None:
@@ -274,7 +276,9 @@ def test_what_is_published_during_a_replay_follows_it_unless_the_query_saw_it(
     config = {"private": True, "broadcast": {"replay": {"since": 1, "limit": 1}}}
     client.push("phx_join", {"config": config}, ref="1")
     client.step()  # asks the policies
+    world.services.committed.extend([2, 3])
     client.step()  # asks for what is stored
+    assert world.asked_for == [2, 3]
     hub.publish(key, stored("beyond the limit", 3))
     hub.publish(key, stored("b", 5))
     hub.publish(key, stored("not seen", 7))
