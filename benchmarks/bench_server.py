@@ -63,7 +63,7 @@ def main() -> int:
                 bench = Bench(
                     cores, Loader(folder), postgres, ours, folder, options.rounds, many, peers
                 )
-                print(_heading(postgres.version, options.rounds, notes))
+                print(_heading(postgres.version, options, notes))
                 print(_line(HEADINGS))
                 print(_line(["---"] * len(HEADINGS)), flush=True)
                 for name in options.only:
@@ -120,18 +120,19 @@ def _positive(text: str) -> int:
     return number
 
 
-def _heading(postgres: str, rounds: int, notes: list[str]) -> str:
+def _heading(postgres: str, options: argparse.Namespace, notes: list[str]) -> str:
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     busy = load > cores / 2
     lines = [
         f"{datetime.now(UTC):%Y-%m-%d}, {cores} cores, Python {platform.python_version()}, "
-        f"PostgreSQL {postgres}, {rounds} rounds; medians, with quartiles in parentheses. "
+        f"PostgreSQL {postgres}, {options.rounds} rounds; medians, with quartiles in parentheses. "
         "Processor time of the server; by the clock in parentheses.",
         *([f"Peers: {', '.join(notes)}."] if notes else []),
         *(
             [
                 f"Others were at work on this machine (load average {load:.1f} before the first "
-                "run): times are longer than they would be alone, and latencies by far."
+                f"run), {'behind us' if options.first else 'beside us'}: times are longer than "
+                "they would be alone."
             ]
             if busy
             else []

@@ -129,8 +129,12 @@ async def run(console: Console) -> int:
             )
             try:
                 await _receive(websocket, ledger, wanted, console)
-            finally:
-                await traffic
+            except BaseException:
+                # Ctrl-C reached pgbench too; how it ended then is nobody's concern.
+                traffic.cancel()
+                await asyncio.gather(traffic, return_exceptions=True)
+                raise
+            await traffic
         transactions, moved = await _what_the_tables_say(postgres.url)
 
     received = sum(ledger.received.values())

@@ -24,6 +24,7 @@ from typing import Final
 import uvloop
 from psycopg_pool import AsyncConnectionPool
 
+from realtime_db import logs
 from realtime_db.auth.keys import Keys
 from realtime_db.auth.policies import Policies
 from realtime_db.database import Connection, conninfo
@@ -74,7 +75,7 @@ def run(settings: Settings) -> int:
     Raises:
         RealtimeDbError: it cannot begin.
     """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    logs.configure(as_json=settings.log_json)
 
     async def until_told() -> None:
         async with serve(settings) as server:
@@ -222,20 +223,20 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:
-    if settings.tls_certificate is None and settings.tls_key is None:
+    if settings.tls_certificate is None:
+        if settings.tls_key is not None:
+            raise ServerError(
+                f"{settings.tls_key} is a key without a certificate",
+                hint="Give --tls-certificate as well; or neither, for plain HTTP.",
+            )
         return None
-    if settings.tls_certificate is None or settings.tls_key is None:
-        raise ServerError(
-            "TLS needs a certificate and its key, and only one of them was given",
-            hint="Give --tls-certificate and --tls-key.",
-        )
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(settings.tls_certificate, settings.tls_key)
     except (OSError, ssl.SSLError) as error:
         raise ServerError(
-            f"{settings.tls_certificate} and {settings.tls_key} cannot be used: {error}",
-            hint="Both are files in PEM, and the key must be that of the certificate.",
+            f"{settings.tls_certificate} cannot be used: {error}",
+            hint="It is a file in PEM, and --tls-key (or the same file) has the key of it.",
         ) from error
     return context
 

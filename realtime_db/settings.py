@@ -51,5 +51,6 @@ class Settings:
     statement_timeout_seconds: float = _setting("Of each of their questions.", 5.0)
     maintain: bool = _setting("Make and drop partitions, every hour.", True)
     inspector: bool = _setting("Serve a page at / that shows messages as they arrive.", True)
+    log_json: bool = _setting("Log one JSON object a line, with the protocol's error codes.", False)
     tls_certificate: Path | None = _setting("Certificate chain in PEM.", None)
     tls_key: Path | None = _setting("Its private key in PEM.", None)

@@ -69,16 +69,17 @@ class StoredMessages:
             ReplayFailed: they could not be read.
         """
         wanted = {"topic": topic, "since": replay.since_ms / 1000, "limit": replay.limit}
+        unseen = list(committed)
         for pause in _PAUSES_SECONDS:
             rows = await self._read(wanted)
             seen = Snapshot.parse(rows[0][0])
-            committed = [number for number in committed if not seen.shows(number)]
-            if not committed:
+            unseen = [number for number in unseen if not seen.shows(number)]
+            if not unseen:
                 break
             await asyncio.sleep(pause)
         else:
             raise ReplayFailed(
-                f"transaction {committed[0]} has committed and cannot be seen yet",
+                f"transaction {unseen[0]} has committed and cannot be seen yet",
                 hint="Is a synchronous standby down? Senders wait for it, too.",
             )
         messages = [
