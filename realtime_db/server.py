@@ -164,6 +164,7 @@ async def serve(settings: Settings) -> AsyncIterator[Server]:
         # What is alive by now stays alive; the collector need not look at it again.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(10_000, 20, 20)  # a join makes hundreds of objects, and keeps them
         host, port = listener.getsockname()[:2]
         try:
             yield Server(host, port, keys, following)
