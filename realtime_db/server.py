@@ -273,6 +273,9 @@ async def _follow(settings: Settings, services: Services, following: asyncio.Eve
                 async for batch in stream:
                     for message in batch.messages:
                         _publish(services, message)
+                    # The hub writes before the next batch is read: a large transaction must not
+                    # put its clients behind by all of it at once.
+                    await asyncio.sleep(0)
                     stream.acknowledge(batch.end_lsn)
         except RealtimeDbError as error:
             log.error("the WAL is not followed: %s", error)

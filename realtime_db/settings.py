@@ -43,7 +43,7 @@ class Settings:
     )
     max_replay: int = _setting("Messages in one replay.", 25)
     max_write_buffer_bytes: int = _setting(
-        "A client that is further behind is thrown out.", 1_048_576
+        "A client that is further behind is thrown out.", 8_388_608
     )
     idle_seconds: float = _setting("A client that says nothing for so long is closed.", 60.0)
     no_channel_seconds: float = _setting("A client without a channel is closed.", 600.0)

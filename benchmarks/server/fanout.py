@@ -67,7 +67,7 @@ def ten_thousand(bench: Bench) -> Iterator[Row]:
 def stalled(bench: Bench) -> Iterator[Row]:
     """10 of 1,000 subscribers that never read: what they cost the others, and in memory."""
     quiet, stalling = "without", "with"
-    with bench.begin_ours() as server:
+    with bench.begin_ours("--max-write-buffer-bytes", "1048576") as server:
         run = partial(bench.loader.run, server, *_STALLED_RUN)
         result = bench.take_turns({quiet: run, stalling: partial(run, "-S", _STALLED)})
     ratio = result.ratio(stalling, quiet, "p99_us")

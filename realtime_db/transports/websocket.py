@@ -138,7 +138,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self.connection.write(data)
 
     def pause_writing(self) -> None:
-        """The client is a megabyte behind, besides what the kernel holds."""
+        """The client is too far behind, besides what the kernel holds."""
         self.connection.write_with(
             partial(slow.write_unless_behind, self._transport, self._services)
         )

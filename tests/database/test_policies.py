@@ -7,7 +7,6 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import date, timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
@@ -24,7 +23,6 @@ from realtime_db.auth.tokens import Claims
 Connection = psycopg.Connection[tuple[Any, ...]]
 T = TypeVar("T")
 
-UNRELEASED = Path(__file__).parents[2] / "sql_next" / "functions"
 DEADLINE_SECONDS = 30
 BOTH = Access(broadcast=True, presence=True)
 NOTHING = Access(broadcast=False, presence=False)
@@ -43,9 +41,6 @@ SETTINGS = (
 @pytest.fixture
 def url(database_url: str) -> str:
     """A database in which policies can be asked."""
-    with psycopg.connect(database_url, autocommit=True) as owner:
-        for file in sorted(UNRELEASED.glob("*.sql")):
-            owner.execute(file.read_bytes())
     return database_url
 
 

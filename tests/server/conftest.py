@@ -219,17 +219,6 @@ class Events:
         self._socket.close()
 
 
-def load_unreleased(owner: psycopg.Connection) -> None:
-    """Functions that the server needs and that no release has yet."""
-    for file in sorted((ROOT / "sql_next" / "functions").glob("*.sql")):
-        found = owner.execute(
-            "select from pg_proc where pronamespace = 'realtime'::regnamespace and proname = %s",
-            [file.stem],
-        )
-        if not found.rowcount:
-            owner.execute(file.read_bytes())
-
-
 @pytest.fixture(scope="session")
 def served_database_url(
     server_url: str, owner_url: Callable[[str], str], migrated_template: str
@@ -257,7 +246,6 @@ class _database:
             )
         url = self._owner_url(self._name)
         with psycopg.connect(url, autocommit=True) as owner:
-            load_unreleased(owner)
             owner.execute(POLICIES)
         return url
 

@@ -141,7 +141,6 @@ def database(
             sql.SQL("create database {} template {} owner app").format(identifier, template)
         )
         opened = Database(owner_url(name))
-        _load_unreleased(opened)
         opened.execute(RIGHTS)
         yield opened
         opened.connection.close()
@@ -152,17 +151,6 @@ def database(
             [name],
         )
         admin.execute(sql.SQL("drop database {} with (force)").format(identifier))
-
-
-def _load_unreleased(database: Database) -> None:
-    """Functions that the server needs and that no release has yet."""
-    for file in sorted((ROOT / "sql_next" / "functions").glob("*.sql")):
-        found = database.execute(
-            "select from pg_proc where pronamespace = 'realtime'::regnamespace and proname = %s",
-            [file.stem],
-        )
-        if not found.rowcount:
-            database.execute(file.read_text())
 
 
 # The server

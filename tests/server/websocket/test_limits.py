@@ -208,14 +208,15 @@ def test_a_client_that_does_not_read_is_reset_and_disturbs_nobody(
     healthy.join(topic)
     stalled = [stall(topic) for _ in range(4)]
     before = server.memory_bytes()
-    for number in range(400):
+    for number in range(1200):
         frame = push_frame(f"realtime:{topic}", str(number), b"x" * 10_000, encoding=0, ref="r")
         sender.socket.send(frame)
         assert sender.receive().payload["status"] == "ok"
         assert healthy.receive().payload["event"] == str(number)
-    assert server.memory_bytes() - before < 20_000_000
+    # What waits for the four of them is kept once: they are behind by the same bytes.
+    assert server.memory_bytes() - before < 30_000_000
     for one in stalled:
-        assert one.read_to_the_end() < 2_000_000
+        assert one.read_to_the_end() < 10_000_000
 
 
 def test_a_client_that_sends_and_never_reads_the_replies_is_reset(
