@@ -36,9 +36,17 @@ class _Main(click.Group):
         try:
             return super().invoke(ctx)
         except RealtimeDbError as error:
-            click.secho("error: ", fg="red", nl=False, err=True)
-            click.echo(str(error), err=True)
-            ctx.exit(1)
+            text = str(error)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("realtime_db"):
+                raise
+            text = (
+                f"this command needs the package {error.name}\n"
+                "  pip install 'realtime-db[embedded,server]'"
+            )
+        click.secho("error: ", fg="red", nl=False, err=True)
+        click.echo(text, err=True)
+        return ctx.exit(1)
 
 
 def _database_url(command: Command) -> Command:

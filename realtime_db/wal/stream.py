@@ -52,7 +52,8 @@ _MAX_BATCH_BYTES: Final = 1_000_000
 class Batch:
     """What arrived together, in commit order and, within a transaction, in insert order.
 
-    A large transaction spans several batches, and a batch holds many small ones.
+    A large transaction spans several batches, and a batch holds many small ones. One may be empty:
+    it brings the end of a transaction, which came after its messages.
 
     Attributes:
         messages: the messages.
@@ -161,6 +162,8 @@ class Stream:
         self._session = Session(start_lsn=slot.start_lsn, now=0.0)
         self._end_lsn = slot.start_lsn
         self._transaction_has_messages = False
+        self._owes_end = False  # the last batch ended inside a transaction
+        self._given_lsn = 0
         self._more = False
         self._started = False
         self._failure: RealtimeDbError | None = None
@@ -293,7 +296,10 @@ class Stream:
                 await self._wait()
 
     def _drain(self) -> Batch | None:
-        """Takes what has arrived, up to one batch; None if that holds no message."""
+        """Takes what has arrived, up to one batch; None if nobody would want it.
+
+        A batch may be empty: the end of a transaction whose messages were in the one before.
+        """
         messages: list[Message] = []
         logical: list[LogicalMessage] = []
         try:
@@ -303,7 +309,9 @@ class Stream:
             self._failure = error
         except psycopg.Error as error:
             self._failure = connection_lost(str(error))
-        if messages or logical:
+        if messages or logical or (self._owes_end and self._end_lsn != self._given_lsn):
+            self._given_lsn = self._end_lsn
+            self._owes_end = self._decoder.in_transaction and self._transaction_has_messages
             return Batch(messages, self._end_lsn, logical)
         return None
 
