@@ -79,7 +79,7 @@ def main() -> None:
 
     \b
     First steps:
-      realtime-db demo                                       see it work, needs nothing
+      realtime-db demo                                       see it work, no Postgres
       export DATABASE_URL=postgresql://…                     your database, 14 or newer
       realtime-db migrate                                    install the schema realtime
       realtime-db doctor                                     is all that it needs there?

@@ -381,7 +381,7 @@ def _transaction(
         raise error.orig or error from error
     finally:
         engine.dispose()
-    return warnings
+    return list(dict.fromkeys(warnings))  # each release runs setup() and says it again
 
 
 def _execute(config: Config, statements: str) -> None:
