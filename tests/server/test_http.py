@@ -127,7 +127,8 @@ def test_a_flood_of_pipelined_requests_that_nobody_reads_does_not_grow(start_ser
     before = resident_bytes(server.pid)
     with server.open() as flood:
         flood.settimeout(2)
-        with pytest.raises(TimeoutError):  # the server has stopped to read
+        # The server has stopped to read; or has read so much at once that it ended this.
+        with pytest.raises((TimeoutError, ConnectionError)):
             for _ in range(10_000):
                 flood.sendall(page * 100)
         assert server.request("GET", "/healthcheck").status == 200
