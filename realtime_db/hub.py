@@ -16,7 +16,8 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
-from realtime_db.protocol.broadcast import Broadcast, Snapshot
+from realtime_db.cursors import Snapshot
+from realtime_db.protocol.broadcast import Broadcast
 
 WRITES_PER_TURN: Final = 1000
 
@@ -71,7 +72,7 @@ class _Topic:
     `skipping` are those who have seen what may still come.
     """
 
-    __slots__ = ("flushing", "pending", "skipping", "subscribers", "taps")
+    __slots__ = ("flushes", "flushing", "pending", "skipping", "subscribers", "taps")
 
     def __init__(self) -> None:
         self.subscribers: dict[Wire, dict[Subscription, None]] = {}
@@ -79,6 +80,11 @@ class _Topic:
         self.taps: dict[Tap, None] = {}
         self.pending: list[tuple[Broadcast, Subscription | None]] = []
         self.flushing: Iterator[None] | None = None
+        self.flushes = 0  # that have ended
+
+
+Mark = list[tuple[_Topic, int]]
+"""What had been published at a moment; see `Hub.mark`."""
 
 
 class Hub:
@@ -158,6 +164,7 @@ class Hub:
             for _ in topic.flushing:
                 pass
             topic.flushing = None
+            topic.flushes += 1
 
     def _topic(self, key: Key) -> _Topic:
         topic = self._topics.get(key)
@@ -193,6 +200,18 @@ class Hub:
                 self._scheduled = True
                 self.call_soon(self.flush)
 
+    def mark(self) -> Mark:
+        """Notes what has been published and not been written; for `is_written`."""
+        return [
+            (topic, topic.flushes + bool(topic.pending) + (topic.flushing is not None))
+            for topic in self._dirty.values()
+            if topic.pending or topic.flushing is not None
+        ]
+
+    def is_written(self, mark: Mark) -> bool:
+        """Whether everything up to a mark has been written to the sockets of its subscribers."""
+        return all(topic.flushes >= flushes for topic, flushes in mark)
+
     def flush(self) -> None:
         """Writes what is pending, up to a slice of each topic; the rest in the next turns."""
         self._scheduled = False
@@ -207,6 +226,7 @@ class Hub:
                 unfinished = False
             if not unfinished:
                 topic.flushing = None
+                topic.flushes += 1
             if unfinished or topic.pending:
                 self._dirty[key] = topic
         if self._dirty and not self._scheduled:

@@ -14,8 +14,9 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from realtime_db.auth.access import CheckFailed
+from realtime_db.cursors import Snapshot
 from realtime_db.database import Connection
-from realtime_db.protocol.broadcast import Broadcast, Replayed, Snapshot
+from realtime_db.protocol.broadcast import Broadcast, Replayed
 from realtime_db.protocol.join import Replay
 
 # Walks the primary key of each partition backwards, and stops after `limit` rows. There is a row

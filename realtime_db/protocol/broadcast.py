@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from realtime_db.cursors import Snapshot
 from realtime_db.protocol.frames import Frame, Framing, live_meta
 
 
@@ -57,34 +58,6 @@ class Broadcast(NamedTuple):
         return framing.user_broadcast(
             self.topic, self.event, self.payload, meta=meta, binary=self.binary
         )
-
-
-class Snapshot(NamedTuple):
-    """Which transactions a query has seen the work of, as in `pg_current_snapshot()`.
-
-    Attributes:
-        xmin: all before it had ended.
-        xmax: none from here on had.
-        running: those in between that had not ended.
-    """
-
-    xmin: int
-    xmax: int
-    running: frozenset[int] = frozenset()
-
-    @classmethod
-    def parse(cls, text: str) -> Snapshot:
-        """Reads `xmin:xmax:xip,…`."""
-        xmin, xmax, running = text.split(":")
-        return cls(int(xmin), int(xmax), frozenset(map(int, running.split(",") if running else ())))
-
-    def shows(self, number: int) -> bool:
-        """Whether the work of a transaction, which has committed by now, was there for the query.
-
-        Args:
-            number: its id; 0, that of what is not stored, is never shown.
-        """
-        return 0 < number < self.xmax and (number < self.xmin or number not in self.running)
 
 
 class Replayed(NamedTuple):

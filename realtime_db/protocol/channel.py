@@ -14,8 +14,9 @@ import msgspec
 
 from realtime_db.auth.access import Access, CheckFailed
 from realtime_db.auth.tokens import Claims, TokenError, stands_for_connection_key
+from realtime_db.cursors import Snapshot
 from realtime_db.hub import Key, Subscription, Tap
-from realtime_db.protocol.broadcast import Broadcast, Replayed, Snapshot
+from realtime_db.protocol.broadcast import Broadcast, Replayed
 from realtime_db.protocol.join import Join
 from realtime_db.protocol.presence import Tracker
 from realtime_db.protocol.pushes import Push

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
+from realtime_db.cursors import Snapshot
 from realtime_db.hub import WRITES_PER_TURN, Hub
-from realtime_db.protocol.broadcast import Broadcast, Snapshot
+from realtime_db.protocol.broadcast import Broadcast
 
 KEY = ("room", False)
 

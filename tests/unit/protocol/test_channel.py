@@ -12,8 +12,9 @@ import pytest
 from realtime_db.auth import policies
 from realtime_db.auth.access import Access, CheckFailed, WriteAccess
 from realtime_db.auth.tokens import BadSignature, Claims, Expired, NoSigner, TokenError
+from realtime_db.cursors import Snapshot
 from realtime_db.hub import Hub
-from realtime_db.protocol.broadcast import Broadcast, Replayed, Snapshot
+from realtime_db.protocol.broadcast import Broadcast, Replayed
 from realtime_db.protocol.channel import RECHECK_SECONDS, REPLICATION_SECONDS
 from realtime_db.protocol.connection import MAX_WAITING_BYTES, Connection
 from realtime_db.protocol.frames import V2, Frame
