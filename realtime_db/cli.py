@@ -1,7 +1,8 @@
 """The command `realtime-db`: options in, one call, text and an exit status out.
 
-Below: everything. Each command is a few lines; what it does is in the module it calls.
-Exit status 1 is an error, 2 wrong usage; `status` has more, which its help lists.
+Below: everything; `trigger_commands` has the group `trigger`. Each command is a few lines; what it
+does is in the module it calls. Exit status 1 is an error, 2 wrong usage; `status` has more, which
+its help lists.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from realtime_db import __version__
+from realtime_db.cli_options import Command
+from realtime_db.cli_options import database_url as _database_url
 from realtime_db.errors import RealtimeDbError
-from realtime_db.settings import Settings
-
-Command = TypeVar("Command", bound=Callable[..., Any])
+from realtime_db.settings import MAX_SLOT_LAG_BYTES, Settings
+from realtime_db.trigger_commands import trigger
 
 
 class _Main(click.Group):
@@ -49,17 +50,6 @@ class _Main(click.Group):
         return ctx.exit(1)
 
 
-def _database_url(command: Command) -> Command:
-    return click.option(
-        "--database-url",
-        envvar="DATABASE_URL",
-        show_envvar=True,
-        required=True,
-        metavar="URL",
-        help="postgresql://user:password@host:5432/database",
-    )(command)
-
-
 class _Duration(click.ParamType[float]):
     """`90s`, `15m`, `1h`, `1d`, in seconds."""
 
@@ -70,6 +60,16 @@ class _Duration(click.ParamType[float]):
         if not match or not int(match[1]):
             self.fail(f"{value!r} is no duration; write 90s, 15m or 1h", param, ctx)
         return float(int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2] or "s"])
+
+
+class _FloatRange(click.FloatRange):
+    """As click's, which takes `nan` for a number within any range."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        number: float = super().convert(value, param, ctx)
+        if number != number:
+            self.fail(f"{value!r} is no number", param, ctx)
+        return number
 
 
 @click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"]})
@@ -194,7 +194,18 @@ def doctor(database_url: str, as_json: bool) -> None:
 @_database_url
 @click.option("--every", type=_Duration(), help="Run on, as a daemon; for instance 1h.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for each run.")
-def maintain(database_url: str, every: float | None, as_json: bool) -> None:
+@click.option(
+    "--max-slot-lag-bytes",
+    type=click.IntRange(0),
+    default=MAX_SLOT_LAG_BYTES,
+    show_default=True,
+    envvar="REALTIME_DB_MAX_SLOT_LAG_BYTES",
+    show_envvar=True,
+    help="A server's slot that nobody reads and that holds back more WAL is dropped. 0: never.",
+)
+def maintain(
+    database_url: str, every: float | None, as_json: bool, max_slot_lag_bytes: int
+) -> None:
     """Make the partitions of the days ahead, drop those past retention.
 
     Run it at least once a day, as the owner of realtime.messages; no sender waits for it.
@@ -207,19 +218,28 @@ def maintain(database_url: str, every: float | None, as_json: bool) -> None:
         click.echo(report.as_json() if as_json else report.as_text())
 
     if every is None:
-        report = asyncio.run(maintenance.run_once(database_url))
+        report = asyncio.run(
+            maintenance.run_once(database_url, max_slot_lag_bytes=max_slot_lag_bytes)
+        )
         show(report)
         sys.exit(0 if report.ok else 1)
     try:
-        asyncio.run(maintenance.run_every(database_url, interval_seconds=every, on_report=show))
+        asyncio.run(
+            maintenance.run_every(
+                database_url,
+                interval_seconds=every,
+                on_report=show,
+                max_slot_lag_bytes=max_slot_lag_bytes,
+            )
+        )
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 @main.command()
-@click.option("--pg-cron", "kind", flag_value="pg-cron", help="The statement for pg_cron.")
-@click.option("--systemd", "kind", flag_value="systemd", help="A service and a timer.")
-@click.option("--kubernetes", "kind", flag_value="kubernetes", help="A CronJob.")
+@click.option("--pg-cron", is_flag=True, help="The statement for pg_cron.")
+@click.option("--systemd", is_flag=True, help="A service and a timer.")
+@click.option("--kubernetes", is_flag=True, help="A CronJob.")
 @click.option("--install", is_flag=True, help="With --pg-cron: schedule it, do not print.")
 @click.option("--cron-database", metavar="NAME", help="With --pg-cron: the database it is in.")
 @click.option("--image", help="With --kubernetes: has realtime-db on its PATH.")
@@ -231,7 +251,9 @@ def maintain(database_url: str, every: float | None, as_json: bool) -> None:
     help="With --install: of the owner of realtime.messages.",
 )
 def schedule(
-    kind: str | None,
+    pg_cron: bool,
+    systemd: bool,
+    kubernetes: bool,
     install: bool,
     cron_database: str | None,
     image: str | None,
@@ -243,20 +265,20 @@ def schedule(
     """
     from realtime_db.retention import schedule as jobs
 
-    if kind is None:
+    if pg_cron + systemd + kubernetes != 1:
         raise click.UsageError("Choose one of --pg-cron, --systemd and --kubernetes.")
-    if install and kind != "pg-cron":
-        raise click.UsageError(f"--install goes with --pg-cron; print --{kind} and put it there.")
+    if install and not pg_cron:
+        raise click.UsageError("--install goes with --pg-cron; print the others, and put it there.")
     if install:
         if database_url is None:
             raise click.UsageError("--install needs --database-url (or DATABASE_URL).")
         job = asyncio.run(jobs.install_pg_cron(database_url, cron_database=cron_database))
         click.echo(f"pg_cron runs the maintenance every hour, as job {job}")
-    elif kind == "kubernetes":
+    elif kubernetes:
         if image is None:
             raise click.UsageError("--kubernetes needs --image, which has realtime-db on its PATH.")
         click.echo(jobs.kubernetes(image=image), nl=False)
-    elif kind == "systemd":
+    elif systemd:
         executable = shutil.which("realtime-db") or "/usr/local/bin/realtime-db"
         click.echo(jobs.systemd(executable=executable), nl=False)
     else:
@@ -296,6 +318,12 @@ def _server_options(command: Command) -> Command:
             flag = f"{flag}/--no{flag[1:]}" if one.default else flag
         elif "Path" in str(one.type):
             kind = {"type": click.Path(path_type=Path, exists=True, dir_okay=False)}
+        elif one.metadata["choices"]:
+            kind = {"type": click.Choice(one.metadata["choices"])}
+        elif one.metadata["within"]:
+            least, most = one.metadata["within"]
+            within = _FloatRange if one.type == "float" else click.IntRange
+            kind = {"type": within(least, most)}
         else:
             kind = {"type": str if many or one.default is None else type(one.default)}
         command = click.option(
@@ -348,6 +376,8 @@ def token(jwt_secret: str, role: str, sub: str | None, ttl: float) -> None:
     """Mint a key for development: a JWT that the server takes."""
     from realtime_db.auth import tokens
 
+    if not role:
+        raise click.UsageError("--role is empty: name a role of Postgres, such as anon.")
     click.echo(tokens.mint(jwt_secret, role=role, sub=sub, now=time.time(), ttl_seconds=ttl))
 
 
@@ -359,7 +389,7 @@ def token(jwt_secret: str, role: str, sub: str | None, ttl: float) -> None:
     "~/.local/share/realtime-db; for root /var/lib/realtime-db]",
 )
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=int, default=4000, show_default=True)
+@click.option("--port", type=click.IntRange(0, 65_535), default=4000, show_default=True)
 def dev(data: Path | None, host: str, port: int) -> None:
     """Run everything on this machine: a private Postgres, migrated, with keys and a server.
 
@@ -379,8 +409,8 @@ def uninstall(database_url: str, dry_run: bool, yes: bool, cascade: bool) -> Non
     """Remove realtime-db with all messages; roles stay."""
     from realtime_db.install import uninstall as removal
 
-    found = asyncio.run(removal.look(database_url))
-    click.echo(found.as_text())
+    if dry_run or not yes:
+        click.echo(asyncio.run(removal.look(database_url)).as_text())
     if dry_run:
         return
     if not yes:
@@ -389,138 +419,42 @@ def uninstall(database_url: str, dry_run: bool, yes: bool, cascade: bool) -> Non
 
 
 @main.group()
-def trigger() -> None:
-    """Broadcast what changes in a table: add, list, remove, print."""
+def slot() -> None:
+    """The replication slots of servers: look at them, drop one."""
 
 
-def _trigger_options(command: Command) -> Command:
-    options = [
-        click.argument("table", metavar="[SCHEMA.]TABLE"),
-        click.option(
-            "--topic", required=True, help="Text with columns in braces, such as 'todo:{id}'."
-        ),
-        click.option(
-            "--name", default="realtime_broadcast", show_default=True, help="Of the trigger."
-        ),
-        click.option("--events", default="insert,update,delete", show_default=True),
-        click.option(
-            "--level",
-            type=click.Choice(["statement", "row"]),
-            default="statement",
-            show_default=True,
-            help="One insert of messages for all rows of a statement, or one for each row.",
-        ),
-        click.option("--event", help="What clients listen for; INSERT, UPDATE or DELETE if unset."),
-        click.option("--public", is_flag=True, help="For everybody, without asking policies."),
-        click.option("--columns", metavar="A,B", help="Send these columns only."),
-        click.option("--except-columns", metavar="A,B", help="Send all columns but these."),
-        click.option("--no-old-record", is_flag=True, help="Leave out the row as it was."),
-        click.option("--when", metavar="SQL", help="Condition over new and old."),
-        click.option(
-            "--on-send-error",
-            type=click.Choice(["warn"]),
-            help="An error of broadcasting is a warning and the write goes through.",
-        ),
-        click.option("--function-schema", help="Of the trigger function; the table's by default."),
-        click.option("--replace", is_flag=True, help="Replace the one of this name."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _trigger(table: str, given: dict[str, Any]) -> Any:
-    from realtime_db.install import triggers
-
-    def names(text: str | None) -> tuple[str, ...] | None:
-        return None if text is None else tuple(name.strip() for name in text.split(","))
-
-    schema, name = triggers.parse_table(table)
-    options = {
-        "name": given["name"],
-        "events": names(given["events"]),
-        "level": given["level"],
-        "event": given["event"],
-        "private": not given["public"],
-        "columns": names(given["columns"]),
-        "except_columns": names(given["except_columns"]) or (),
-        "old_record": not given["no_old_record"],
-        "when": given["when"],
-        "on_send_error": given["on_send_error"],
-        "function_schema": given["function_schema"],
-    }
-    return triggers.TriggerOptions(name, given["topic"], table_schema=schema, **options)
-
-
-@trigger.command("add")
+@slot.command("status")
 @_database_url
-@_trigger_options
-def trigger_add(database_url: str, table: str, replace: bool, **given: Any) -> None:
-    """Broadcast the changes of a table from now on.
+@click.option("--json", "as_json", is_flag=True, help="One JSON array.")
+def slot_status(database_url: str, as_json: bool) -> None:
+    """Show the slots of this database's servers, and how much WAL is held back for each."""
+    from realtime_db.wal import slots
 
-    The trigger function is copied into your schema and is yours. Messages are private unless
-    --public is given: `docs/policies.md` says who may read them.
-    """
-    from realtime_db.install import triggers
-
-    options = _trigger(table, given)
-    asyncio.run(triggers.add(database_url, options, replace=replace))
-    click.echo(f"{table} broadcasts to {options.topic}")
-
-
-@trigger.command("print")
-@_database_url
-@_trigger_options
-def trigger_print(database_url: str, table: str, replace: bool, **given: Any) -> None:
-    """Print the SQL of `trigger add`, for your migration tool; change nothing."""
-    from realtime_db.install import triggers
-
+    found, limit = asyncio.run(slots.status(database_url))
     click.echo(
-        asyncio.run(triggers.print_sql(database_url, _trigger(table, given), replace=replace))
+        json.dumps([dataclasses.asdict(one) for one in found])
+        if as_json
+        else slots.status_as_text(found, limit)
     )
 
 
-@trigger.command("list")
+@slot.command("drop")
 @_database_url
-@click.option("--json", "as_json", is_flag=True, help="One JSON array.")
-def trigger_list(database_url: str, as_json: bool) -> None:
-    """List the broadcast triggers of all schemas."""
-    from realtime_db.install import triggers
+@click.option("--slot", "name", metavar="NAME", help="Which, if there are several.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def slot_drop(database_url: str, name: str | None, yes: bool) -> None:
+    """Drop the slot of a server that will not run again, so that no WAL is kept for it.
 
-    found = asyncio.run(triggers.list_triggers(database_url))
-    rows: list[dict[str, Any]] = [
-        {
-            "table": f"{one.table_schema}.{one.table}" if one.table else None,
-            "name": one.name,
-            "topic": one.options.topic,
-            "events": list(one.options.events),
-            "level": one.options.level,
-            "private": one.options.private,
-            "enabled": one.enabled,
-            "function": f"{one.function_schema}.{one.function}",
-        }
-        for one in found
-    ]
-    if as_json:
-        click.echo(json.dumps(rows))
-        return
-    for row in rows:
-        access = "private" if row["private"] else "public"
-        enabled = "" if row["enabled"] else ", disabled"
-        click.echo(
-            f"{row['table'] or '(table is gone)'}  {row['name']}  {row['topic']}  "
-            f"{','.join(row['events'])}  {row['level']}, {access}{enabled}  {row['function']}()"
-        )
+    What it had not brought stays in realtime.messages, for clients that resume. A server that
+    starts makes a new one.
+    """
+    from realtime_db.wal import slots
+
+    chosen = asyncio.run(slots.choose(database_url, name))
+    if not yes:
+        click.confirm(f"Drop replication slot {chosen}?", abort=True)
+    asyncio.run(slots.drop_from(database_url, chosen))
+    click.echo(f"replication slot {chosen} was dropped")
 
 
-@trigger.command("remove")
-@_database_url
-@click.argument("table", metavar="[SCHEMA.]TABLE")
-@click.option("--name", default="realtime_broadcast", show_default=True, help="Of the trigger.")
-def trigger_remove(database_url: str, table: str, name: str) -> None:
-    """Drop a broadcast trigger and its function."""
-    from realtime_db.install import triggers
-
-    schema, bare = triggers.parse_table(table)
-    asyncio.run(triggers.remove(database_url, schema, bare, name))
-    click.echo(f"{table} does not broadcast any more")
+main.add_command(trigger)

@@ -26,7 +26,7 @@ from realtime_db.errors import RealtimeDbError
 MAX_BYTES: Final = 180
 """Of a cursor's text: with an id, it has to fit into the metadata of a binary frame, 255 bytes."""
 
-_MAX_RUNNING_BYTES: Final = 64
+_MAX_RUNNING_BYTES: Final = 56
 _LAST: Final = Struct(">QQQ")
 _LIMIT: Final = 1 << 64
 
@@ -145,6 +145,19 @@ class Cursor(NamedTuple):
             raise InvalidCursor("this is no cursor of a message") from error
 
 
+def cluster_id(system_identifier: int, wal_file: str) -> int:
+    """Tells clusters apart, and what becomes of one that is restored or fails over.
+
+    After each of these the WAL has a new timeline, on which a transaction's id may be that of
+    another one on the old.
+
+    Args:
+        system_identifier: of the cluster.
+        wal_file: the name of a file of its WAL, which begins with the timeline.
+    """
+    return (system_identifier ^ int(wal_file[:8], 16) * 0x9E3779B1) & 0xFFFFFFFF
+
+
 def join(prefix: str, order: int, transaction_id: int, position: int) -> str:
     """The text of a cursor, from that of its horizon: once for each message, so it is fast."""
     return f"{prefix}.{_encode(_LAST.pack(order, transaction_id, position))}"
@@ -160,6 +173,9 @@ def _horizon(data: bytes) -> Horizon:
         last += delta
         running.append(last)
     if running and running[-1] >= xmin + width:
+        raise ValueError
+    # Postgres takes no ids that it never gives: the lower half counts from 3.
+    if any(number & 0xFFFFFFFF < 3 for number in (xmin, xmin + width, *running)):
         raise ValueError
     # Beyond these years a timestamp is none.
     if not 0 <= taken - max(0, back - 1) <= taken < 1 << 57:

@@ -5,8 +5,11 @@ Above: everything that talks to Postgres. Below: psycopg.
 
 from __future__ import annotations
 
+import asyncio
+import os
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -30,12 +33,27 @@ def conninfo(database_url: str, **overrides: str) -> str:
     try:
         given = conninfo_to_dict(database_url)
     except psycopg.Error as error:
-        raise ConnectionFailed(
-            "the database URL cannot be read",
-            hint="It looks like postgresql://user:password@host:5432/database.",
-        ) from error
+        raise _unreadable() from error
+    if _splits_the_password(database_url):
+        raise _unreadable()
     defaults = {"application_name": "realtime-db", "connect_timeout": str(CONNECT_TIMEOUT_SECONDS)}
     return make_conninfo("", **{**defaults, **given, **overrides})
+
+
+def _splits_the_password(database_url: str) -> bool:
+    """Whether libpq takes the end of a password for the host, which errors would then show."""
+    if not database_url.startswith(("postgresql://", "postgres://")):
+        return False
+    address, _, path = database_url.partition("://")[2].partition("/")
+    return address.count("@") > 1 or "@" in path.partition("?")[0]
+
+
+def _unreadable() -> ConnectionFailed:
+    return ConnectionFailed(
+        "the database URL cannot be read",
+        hint="It looks like postgresql://user:password@host:5432/database. Percent-encode @, :, /, "
+        "?, # and % in the password: %40 is @.",
+    )
 
 
 def describe(database_url: str) -> str:
@@ -66,6 +84,39 @@ async def connect(database_url: str, *, autocommit: bool = True) -> AsyncIterato
     async with connection:
         check_version(connection.info.server_version)
         yield connection
+
+
+def cut(connection: Connection) -> None:
+    """Ends a connection at once, from this side only: who waits for its answer gets an error.
+
+    To cancel the wait instead would ask the other end, which may be why there is no answer.
+    """
+    with (
+        suppress(psycopg.Error, OSError),
+        socket.socket(fileno=os.dup(connection.pgconn.socket)) as duplicate,
+    ):
+        duplicate.shutdown(socket.SHUT_RDWR)
+
+
+def impatient(answer_seconds: float) -> type[Connection]:
+    """A kind of connection that ends when the database does not answer.
+
+    For limits of the database itself are of no use when its network has forgotten the connection:
+    nothing would ever come.
+
+    Args:
+        answer_seconds: how long to wait for each answer, more than a statement may take.
+    """
+
+    class Impatient(psycopg.AsyncConnection[tuple[Any, ...]]):
+        async def wait(self, *given: Any, **named: Any) -> Any:
+            timer = asyncio.get_running_loop().call_later(answer_seconds, cut, self)
+            try:
+                return await super().wait(*given, **named)
+            finally:
+                timer.cancel()
+
+    return Impatient
 
 
 def check_version(server_version: int) -> None:

@@ -154,7 +154,13 @@ async def _client(database_url: str) -> AsyncIterator[tuple[str, ClientConnectio
     """A server, and a WebSocket that has joined the topics."""
     secret = secrets.token_urlsafe(32)
     key = tokens.mint(secret, role="service_role", now=time.time(), ttl_seconds=3600)
-    settings = Settings(database_url=database_url, port=0, jwt_secrets=(secret,), maintain=False)
+    settings = Settings(
+        database_url=database_url,
+        port=0,
+        jwt_secrets=(secret,),
+        maintain=False,
+        temporary_slot=True,
+    )
     async with server.serve(settings) as running:
         await running.following.wait()
         address = f"{running.host}:{running.port}"

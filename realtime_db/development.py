@@ -1,16 +1,22 @@
 """`realtime-db dev`: all of it on one machine, for those who build something with it.
 
 A private Postgres whose data is kept, the database package, keys, the server and maintenance. The
-server logs in as a plain owner, as it would anywhere else.
+server logs in as a plain owner, as it would anywhere else. What one start printed is true after the
+next one too, for the folder of the data also keeps
+
+    jwt-secret         signs the keys; a key is as old as this file, and so comes out the same
+    database-password  of the owner
+    postgres-port      taken again, unless another program has it
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
-import time
+import shlex
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +29,7 @@ from rich.console import Console
 from realtime_db import embedded, server
 from realtime_db.auth import tokens
 from realtime_db.database import conninfo_url
+from realtime_db.embedded.folders import read
 from realtime_db.install import migrate
 from realtime_db.settings import Settings
 
@@ -31,10 +38,13 @@ KEY_SECONDS: Final = 10 * 365 * 86400.0
 
 _SNIPPET: Final = """\
 import {{ createClient }} from '@supabase/supabase-js'
-const supabase = createClient('{url}', '{anon}')
+import ws from 'ws'
+
+const key = '{anon}'
+const supabase = createClient('{url}', key, {{ realtime: {{ transport: ws }} }})
 supabase.channel('room:1')
   .on('broadcast', {{ event: '*' }}, (message) => console.log(message))
-  .subscribe()"""
+  .subscribe((status, error) => console.log(status, error ?? ''))"""
 
 
 def run(data: Path | None, *, host: str, port: int) -> int:
@@ -52,7 +62,11 @@ def run(data: Path | None, *, host: str, port: int) -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     folder = data or _default_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    # Ctrl-C that comes while it is starting raises.
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
         runner.run(_run(folder, host, port, Console()))
     return 0
 
@@ -66,25 +80,33 @@ def _default_folder() -> Path:
 
 async def _run(folder: Path, host: str, port: int, console: Console) -> None:
     secret = _kept_secret(folder / "jwt-secret")
-    async with embedded.start(data_directory=folder / "postgres") as postgres:
-        url = await _own_database(postgres.url, secrets.token_urlsafe(24))
+    password = _kept_secret(folder / "database-password")
+    port_file = folder / "postgres-port"
+    last = int(read(port_file) or 0)
+    async with embedded.start(folder / "postgres", port_if_free=last) as postgres:
+        if last not in (0, postgres.port):
+            console.print(
+                f"[yellow]Another program has port {last}: DATABASE_URL has a new one.[/]\n"
+            )
+        port_file.write_text(f"{postgres.port}\n")
+        url = await _own_database(postgres.url, password)
         await migrate.migrate(url)
         settings = Settings(database_url=url, host=host, port=port, jwt_secrets=(secret,))
         async with server.serve(settings) as running:
             await running.following.wait()
-            _explain(console, f"http://{running.host}:{running.port}", secret, url, folder)
+            _explain(console, f"http://{running.host}:{running.port}", url, folder)
             await server.until_signalled(running)
 
 
 def _kept_secret(path: Path) -> str:
-    if not path.exists():
+    if not read(path).strip():
         path.touch(mode=0o600)
         path.write_text(secrets.token_urlsafe(32))
     return path.read_text().strip()
 
 
 async def _own_database(admin_url: str, password: str) -> str:
-    """A database of a plain owner, made once; the URL of the owner, with a new password."""
+    """A database of a plain owner, made once; the URL of the owner."""
     name = sql.Identifier(OWNER)
     async with await psycopg.AsyncConnection.connect(admin_url, autocommit=True) as admin:
         cursor = await admin.execute("select from pg_roles where rolname = %s", [OWNER])
@@ -97,24 +119,31 @@ async def _own_database(admin_url: str, password: str) -> str:
     return conninfo_url(make_conninfo(admin_url, user=OWNER, password=password, dbname=OWNER))
 
 
-def _explain(console: Console, url: str, secret: str, database_url: str, folder: Path) -> None:
+def _explain(console: Console, url: str, database_url: str, folder: Path) -> None:
+    file = folder.resolve() / "jwt-secret"
+    secret, made = _kept_secret(file), file.stat().st_mtime
+
     def key(role: str) -> str:
-        return tokens.mint(secret, role=role, now=time.time(), ttl_seconds=KEY_SECONDS)
+        return tokens.mint(secret, role=role, now=made, ttl_seconds=KEY_SECONDS)
+
+    def show(text: str, *, markup: bool = True) -> None:
+        console.print(text, soft_wrap=True, highlight=False, markup=markup)
 
     anon = key("anon")
-    lines = [
-        f"[bold]URL[/]           {url}",
-        f"[bold]inspector[/]     {url}/#key={anon}",
-        f"[bold]anon key[/]      {anon}",
-        f"[bold]service key[/]   {key('service_role')}",
-        f"[bold]DATABASE_URL[/]  {database_url}",
-        f"[bold]data[/]          {folder}",
-        "",
-        "Paste this into a program, then:  "
-        "select realtime.send('{\"hello\": 1}', 'greeting', 'room:1', false);",
-        "",
-    ]
-    for line in lines:
-        console.print(line, soft_wrap=True, highlight=False)
-    console.print(_SNIPPET.format(url=url, anon=anon), soft_wrap=True, markup=False)
-    console.print("\nCtrl-C ends it.")
+    show(f"[bold]URL[/]           {url}")
+    show(f"[bold]inspector[/]     {url}/#key={anon}")
+    show(f"[bold]anon key[/]      {anon}")
+    show(f"[bold]service key[/]   {key('service_role')}")
+    show(
+        "[bold]user key[/]      realtime-db token --role authenticated --sub ann "
+        f'--jwt-secret "$(cat {shlex.quote(str(file))})"'
+    )
+    show(f"[bold]DATABASE_URL[/]  {database_url}")
+    show(f"[bold]data[/]          {folder}")
+    show(
+        "\nListen: put this into listen.mjs, then: "
+        "npm install @supabase/supabase-js ws && node listen.mjs\n"
+    )
+    show(_SNIPPET.format(url=url, anon=anon), markup=False)
+    show("\nSend: select realtime.send('{\"hello\": 1}', 'greeting', 'room:1', false);")
+    show("\nCtrl-C ends it.")

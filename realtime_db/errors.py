@@ -16,6 +16,7 @@
     ├── DecodeError             bytes from the walsender that are not what the manual says
     ├── SlotError               a replication slot is missing, in use or lost
     ├── ServerError             the server cannot listen, or not as it was told
+    ├── ClientError             a client cannot go on by itself; see `client.errors`
     └── EmbeddedPostgresError   the private Postgres could not be started
 
 `str(error)` is meant for people and is all that the command line prints.

@@ -27,7 +27,9 @@ _SLOT: Final = """
     select
         pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint,
         pg_wal_lsn_diff(s.confirmed_flush_lsn, '0/0')::bigint,
-        pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::bigint
+        pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::bigint,
+        s.wal_status,
+        s.safe_wal_size
     from (select) as one
     left join pg_replication_slots as s
         on s.database = current_database()
@@ -115,7 +117,7 @@ class Watch:
             slot = {"slot": None if reader is None else reader.slot}
             row = await (await connection.execute(_SLOT, slot)).fetchone()
             assert row is not None, "a left join from one row"
-            current, confirmed, retained = row
+            current, confirmed, retained, wal_status, safe = row
             row = await (await connection.execute(_DAYS)).fetchone()
             assert row is not None, "no table, so one row"
             today, days = row
@@ -126,6 +128,8 @@ class Watch:
             if received is None
             else self._lag.behind(current, received, self._now()),
             retained_bytes=retained,
+            wal_status=wal_status,
+            safe_bytes=safe,
             partition_days=days_left(today, days),
         )
 

@@ -13,11 +13,13 @@ on a topic stays, for its next flush begins when the one before has ended.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from realtime_db.cursors import Snapshot
 from realtime_db.protocol.broadcast import Broadcast
+from realtime_db.protocol.limits import Rate
 
 WRITES_PER_TURN: Final = 1000
 
@@ -45,15 +47,24 @@ class Subscription:
         write: called with bytes; must not block and must not raise but RuntimeError, which says
             that the socket is gone.
         seen: what of the stored messages the subscriber has, or did not want; if it asked.
+        over: called when there are more messages than the hub may deliver; it should unsubscribe.
     """
 
-    __slots__ = ("key", "seen", "wire", "write")
+    __slots__ = ("key", "over", "seen", "wire", "write")
 
-    def __init__(self, key: Key, wire: Wire, write: Write, seen: Snapshot | None) -> None:
+    def __init__(
+        self,
+        key: Key,
+        wire: Wire,
+        write: Write,
+        seen: Snapshot | None,
+        over: Callable[[], object] | None,
+    ) -> None:
         self.key = key
         self.wire = wire
         self.write = write
         self.seen = seen
+        self.over = over
 
 
 class Tap:
@@ -72,15 +83,16 @@ class _Topic:
     `skipping` are those who have seen what may still come.
     """
 
-    __slots__ = ("flushes", "flushing", "pending", "skipping", "subscribers", "taps")
+    __slots__ = ("flushes", "flushing", "pending", "rate", "skipping", "subscribers", "taps")
 
-    def __init__(self) -> None:
+    def __init__(self, rate: Rate | None) -> None:
         self.subscribers: dict[Wire, dict[Subscription, None]] = {}
         self.skipping: set[Subscription] = set()
         self.taps: dict[Tap, None] = {}
         self.pending: list[tuple[Broadcast, Subscription | None]] = []
         self.flushing: Iterator[None] | None = None
         self.flushes = 0  # that have ended
+        self.rate = rate
 
 
 Mark = list[tuple[_Topic, int]]
@@ -92,10 +104,21 @@ class Hub:
 
     Args:
         call_soon: calls a function in the next turn of the event loop.
+        max_per_second: messages of one topic, on average, and so to each of its subscribers; those
+            who would get more are told that it is over. 0 is no limit.
+        now: seconds, for `max_per_second`.
     """
 
-    def __init__(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
+    def __init__(
+        self,
+        call_soon: Callable[[Callable[[], None]], object],
+        *,
+        max_per_second: float = 0.0,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.call_soon = call_soon
+        self._max_per_second = max_per_second
+        self._now = now
         self._topics: dict[Key, _Topic] = {}
         self._dirty: dict[Key, _Topic] = {}
         self._scheduled = False
@@ -107,8 +130,19 @@ class Hub:
         """How many topics have a subscriber."""
         return len(self._topics)
 
+    @property
+    def followed(self) -> list[Key]:
+        """The topics that have a subscriber."""
+        return list(self._topics)
+
     def subscribe(
-        self, key: Key, wire: Wire, write: Write, *, seen: Snapshot | None = None
+        self,
+        key: Key,
+        wire: Wire,
+        write: Write,
+        *,
+        seen: Snapshot | None = None,
+        over: Callable[[], object] | None = None,
     ) -> Subscription:
         """Makes `write` get what is published to a topic from now on.
 
@@ -118,8 +152,10 @@ class Hub:
             write: takes bytes.
             seen: what of the stored messages the subscriber does not get, for it had a replay,
                 which may be faster than the WAL.
+            over: called when there were more messages than may be delivered, which are lost to the
+                subscriber; it should unsubscribe.
         """
-        subscription = Subscription(key, wire, write, seen)
+        subscription = Subscription(key, wire, write, seen, over)
         topic = self._topic(key)
         topic.subscribers.setdefault(wire, {})[subscription] = None
         if seen is not None:
@@ -169,7 +205,8 @@ class Hub:
     def _topic(self, key: Key) -> _Topic:
         topic = self._topics.get(key)
         if topic is None:
-            topic = self._topics[key] = _Topic()
+            rate = Rate(self._max_per_second) if self._max_per_second else None
+            topic = self._topics[key] = _Topic(rate)
         return topic
 
     def _drop_if_unused(self, key: Key, topic: _Topic) -> None:
@@ -191,7 +228,7 @@ class Hub:
         topic = self._topics.get(key)
         if topic is None:
             return
-        for tap in topic.taps:
+        for tap in list(topic.taps):  # one that takes no more is gone
             tap.take(message)
         topic.pending.append((message, besides))
         if topic.flushing is None:
@@ -210,7 +247,11 @@ class Hub:
 
     def is_written(self, mark: Mark) -> bool:
         """Whether everything up to a mark has been written to the sockets of its subscribers."""
-        return all(topic.flushes >= flushes for topic, flushes in mark)
+        # Nobody is left on a topic that was dropped, and nothing is written there any more.
+        return all(
+            topic.flushes >= flushes or not (topic.subscribers or topic.taps)
+            for topic, flushes in mark
+        )
 
     def flush(self) -> None:
         """Writes what is pending, up to a slice of each topic; the rest in the next turns."""
@@ -236,6 +277,10 @@ class Hub:
     def _flush(self, topic: _Topic) -> Iterator[None]:
         """Writes what is pending now; yields after each slice."""
         pending, topic.pending = topic.pending, []
+        # All subscribers get about the same, so one count serves them all.
+        if topic.rate is not None and not topic.rate.allow(self._now(), len(pending)):
+            yield from self._over(topic, {besides for _, besides in pending})
+            return
         room = WRITES_PER_TURN
         different = _different(topic, pending)
         for wire, subscribers in list(topic.subscribers.items()):
@@ -264,6 +309,19 @@ class Hub:
                     continue
                 self.deliveries += len(pending)
                 self.delivered_bytes += len(mine)
+                room -= 1
+                if not room:
+                    room = WRITES_PER_TURN
+                    yield
+
+    def _over(self, topic: _Topic, senders: set[Subscription | None]) -> Iterator[None]:
+        """Tells the subscribers that there was too much, but for one who sent all of it."""
+        room = WRITES_PER_TURN
+        for subscribers in list(topic.subscribers.values()):
+            for one in list(subscribers):
+                if one not in subscribers or senders == {one} or one.over is None:
+                    continue
+                one.over()
                 room -= 1
                 if not room:
                     room = WRITES_PER_TURN

@@ -37,8 +37,11 @@ class Counts:
         deliveries: messages written to sockets, since the start.
         delivered_bytes: the bytes of those.
         slow_clients: thrown out, since the start.
-        too_large: messages dropped for their size, since the start.
-        replicating: whether the WAL is being read.
+        limited: how often a limit struck, by its setting, since the start.
+        replicating: whether messages of the database come.
+        leading: whether this server reads the database's slot, or has one of its own.
+        recoveries: how often messages came from the table, for a slot was lost; since the start.
+        gaps: how often some of these were no longer stored, since the start.
     """
 
     connections: Mapping[str, int]
@@ -47,8 +50,11 @@ class Counts:
     deliveries: int
     delivered_bytes: int
     slow_clients: int
-    too_large: int
+    limited: Mapping[str, int]
     replicating: bool
+    leading: bool
+    recoveries: int
+    gaps: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +65,16 @@ class DatabaseCounts:
         lag_bytes: of WAL that the server has not read yet.
         lag_seconds: since when there is such.
         retained_bytes: of WAL that the database keeps for the slot.
+        wal_status: of the slot: `reserved`, `extended`, `unreserved` or `lost`.
+        safe_bytes: of WAL that may still be written before the slot can get lost.
         partition_days: today and the days ahead that have a partition, without a gap.
     """
 
     lag_bytes: int | None = None
     lag_seconds: float | None = None
     retained_bytes: int | None = None
+    wal_status: str | None = None
+    safe_bytes: int | None = None
     partition_days: int | None = None
 
 
@@ -111,8 +121,16 @@ class Metrics(Collector):
         yield _counter("deliveries", "Messages written to sockets.", counts.deliveries)
         yield _counter("delivered_bytes", "Bytes of them.", counts.delivered_bytes)
         yield _counter("slow_clients", "Clients thrown out: too slow.", counts.slow_clients)
-        yield _counter("too_large", "Messages dropped: too large.", counts.too_large)
+        limited = CounterMetricFamily(
+            "realtime_db_limited", "Refused or dropped for a limit.", labels=["limit"]
+        )
+        for limit, times in counts.limited.items():
+            limited.add_metric([limit], times)
+        yield limited
         yield _gauge("replicating", "Whether the WAL is being read.", counts.replicating)
+        yield _gauge("leader", "Whether this server is no standby.", counts.leading)
+        yield _counter("slot_recoveries", "Slots made anew: see the log.", counts.recoveries)
+        yield _counter("gaps", "Of these, with messages no longer stored.", counts.gaps)
         database = self._database
         yield _gauge("database_up", "Whether the database answers.", database is not None)
         if database is None:
@@ -121,6 +139,7 @@ class Metrics(Collector):
             ("replication_lag_bytes", "WAL that was not read yet.", database.lag_bytes),
             ("replication_lag_seconds", "Since when there is such.", database.lag_seconds),
             ("wal_retained_bytes", "WAL kept for the slot.", database.retained_bytes),
+            ("slot_safe_bytes", "WAL until the slot can get lost.", database.safe_bytes),
             (
                 "partition_days",
                 "Days that have a partition, today included; 0: nothing can be sent.",
@@ -129,6 +148,12 @@ class Metrics(Collector):
         ):
             if value is not None:
                 yield _gauge(name, text, value)
+        status = GaugeMetricFamily(
+            "realtime_db_slot_wal_status", "How the slot stands, with 1.", labels=["status"]
+        )
+        for name in ("reserved", "extended", "unreserved", "lost"):
+            status.add_metric([name], float(database.wal_status == name))
+        yield status
 
 
 class MeasuredPolicies:

@@ -15,11 +15,13 @@ what had committed by then has been delivered by then.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
-from itertools import islice
+from itertools import islice, takewhile
+from operator import itemgetter
 from typing import Final, NamedTuple
 
-from realtime_db.cursors import END, Horizon, Snapshot, join
+from realtime_db.cursors import Horizon, Snapshot, join
 
 MAX_KNOWN: Final = 100_000
 """Of how many transactions the order is remembered."""
@@ -68,10 +70,13 @@ class Progress:
         self._waiting: deque[tuple[int, Horizon]] = deque()
         # `(xmax, taken)`: no transaction from xmax on had begun to write by then.
         self._looks: deque[tuple[int, int]] = deque()
+        # Ids to orders, in the order of the orders; and those that `horizon` does not show.
         self._orders: dict[int, int] = {}
-        self._last = 0
-        # Horizons that were passed, of which one shows what gets forgotten.
-        self._passed: deque[tuple[int, Snapshot]] = deque()
+        self._unseen: list[int] = []
+        self._forget_at = MAX_KNOWN
+        self._last = (0, 0, 0)
+        # `(at, seen)` of horizons that were passed.
+        self._passed: list[tuple[int, Snapshot]] = []
         self._before: Snapshot | None = None
 
     def begin(self, cluster: int, source: str | None = None) -> None:
@@ -105,25 +110,40 @@ class Progress:
         while len(looks) > 1 and looks[1][0] <= seen.xmin:
             looks.popleft()
         if len(looks) > _MAX_LOOKS:
-            self._looks = looks = deque(islice(looks, 0, None, 2))
-        xmax, taken = looks[0]
-        since = max(1, min(taken, taken_us) - CLOCK_SLACK_US) if xmax <= seen.xmin else 0
-        self._waiting.append((at, Horizon(self.cluster, seen, taken_us, since)))
+            self._looks = deque(islice(looks, 0, None, 2))
+        self._waiting.append((at, self.horizon_of(seen, taken_us)))
 
-    def handed(self, transaction_id: int, order: int) -> None:
-        """Messages of a transaction go to the hub; orders never go back.
+    def horizon_of(self, seen: Snapshot, taken_us: int) -> Horizon:
+        """What a snapshot says, with what is known of the times of transactions.
 
         Args:
-            transaction_id: its id.
-            order: the LSN of its commit, or the number of the poll that found it.
+            seen: no older than the last look.
+            taken_us: when it was taken.
         """
-        if transaction_id == self._last:
+        since = 0
+        for xmax, taken in self._looks:
+            if xmax > seen.xmin:
+                break
+            since = max(1, min(taken, taken_us) - CLOCK_SLACK_US)
+        return Horizon(self.cluster, seen, taken_us, since)
+
+    def handed(self, transaction_id: int, order: int, position: int) -> None:
+        """A message goes to the hub; orders never go back.
+
+        Args:
+            transaction_id: of the transaction that stored it.
+            order: the LSN of its commit, or the number of the poll that found it.
+            position: of the message, within the transaction.
+        """
+        known = transaction_id == self._last[1]
+        self._last = (order, transaction_id, position)
+        if known:
             return
-        self._last = transaction_id
         if self._waiting:
             self.passed(order)
+        self._unseen.append(transaction_id)
         self._orders[transaction_id] = order
-        if len(self._orders) > MAX_KNOWN:
+        if len(self._orders) > self._forget_at:
             self._forget()
 
     def passed(self, at: int) -> None:
@@ -134,44 +154,46 @@ class Progress:
         while waiting and waiting[0][0] <= at:
             self._horizon_at, self.horizon = waiting.popleft()
         assert self.horizon is not None
+        shows = self.horizon.seen.shows
+        self._unseen = [number for number in self._unseen if not shows(number)]
         self._prefix = self.horizon.prefix(self.source)
         if self._before is None:
             self._before = self.horizon.seen
-        elif not self._passed or len(self._orders) > MAX_KNOWN // 2:
-            self._passed.append((self._horizon_at, self.horizon.seen))
-            if len(self._passed) > _MAX_LOOKS:
-                self._passed = deque(islice(self._passed, 0, None, 2))
+        self._passed.append((self._horizon_at, self.horizon.seen))
+        if len(self._passed) > _MAX_LOOKS:
+            self._passed = self._passed[::2]
 
     def settled(self, order: int) -> None:
-        """All that went to the hub has been written to the sockets.
+        """All that went to the hub and comes before a place has been written to the sockets.
 
         Args:
-            order: that of the last message of which this is true; all before it has been, too.
+            order: the place. What has just that order is not meant: where one commit ends, the
+                next may begin.
         """
         if self._prefix:
-            self._now = join(self._prefix, order, END, END)
+            self._now = join(self._prefix, order, 0, 0)
 
     def _forget(self) -> None:
-        """Forgets the older half, and remembers a moment that shows it."""
-        while self._passed:
-            at, seen = self._passed.popleft()
-            old = [number for number, order in self._orders.items() if order < at]
-            if not old:
-                continue
-            for number in old:
-                del self._orders[number]
-            self._before = seen
-            if len(self._orders) <= MAX_KNOWN // 2:
-                return
+        """Forgets about the older half, as far as a moment is remembered that shows it."""
+        orders = self._orders
+        middle = next(islice(orders.values(), len(orders) // 2, None))
+        moment = bisect_right(self._passed, middle, key=itemgetter(0)) - 1
+        if moment >= 0:
+            at, self._before = self._passed[moment]
+            for number in [*takewhile(lambda number: orders[number] < at, orders)]:
+                if self._before.shows(number):  # one may have waited for a standby
+                    del orders[number]
+            del self._passed[:moment]
+        self._forget_at = max(MAX_KNOWN, len(orders) + MAX_KNOWN // 10)
 
     # Cursors
 
     def cursor(self, order: int, transaction_id: int, position: int) -> str:
         """The text of the cursor after a message, for those who follow its topic only.
 
-        Empty until there is a horizon.
+        Empty until there is a horizon, and for what no transaction stored.
         """
-        if not self._prefix:
+        if not self._prefix or not transaction_id:
             return ""
         return join(self._prefix, order, transaction_id, position)
 
@@ -183,21 +205,52 @@ class Progress:
         """
         return self._now
 
+    @property
+    def here(self) -> str:
+        """The text of the cursor of who begins to follow a topic, and gets all from now on.
+
+        Empty until the database was asked once.
+        """
+        if self._prefix:
+            return join(self._prefix, *self._last)
+        if self._waiting:
+            # Whatever committed after that look, it is only more than he is owed.
+            return join(self._waiting[-1][1].prefix(self.source), 0, 0, 0)
+        return ""
+
     # Orders
+
+    @property
+    def order(self) -> int:
+        """That of the last message that was handed on."""
+        return self._last[0]
+
+    def order_of(self, transaction_id: int) -> int | None:
+        """That of a transaction; None if it is not remembered, or not handed on yet."""
+        return self._orders.get(transaction_id)
 
     def unseen(self) -> list[int]:
         """Transactions that were handed on, and that a query of now may not see yet.
 
         A commit is in the WAL first and then in the snapshots of queries.
         """
-        found = []
-        for number in reversed(self._orders):
-            if self._orders[number] < self._horizon_at:
-                break
-            found.append(number)
-        return found
+        return self._unseen.copy()
 
     def known(self, seen: Snapshot) -> Known:
-        """The order of what a snapshot does not show."""
-        ids = [number for number in self._orders if not seen.shows(number)]
-        return Known(ids, [self._orders[number] for number in ids], self._before)
+        """The order of what a snapshot does not show, as far as it was handed on."""
+        orders = self._orders
+        ids = [number for number in seen.running if number in orders]
+        # The others are at the end of what is remembered. Of two moments before the snapshot, they
+        # had not begun to write by the later one, so they come after the place of the earlier.
+        later = bisect_right(self._passed, seen.xmax, key=_xmax) - 1
+        first = self._passed[later - 1][0] if later > 0 else 0
+        for number in reversed(orders):
+            if orders[number] < first:
+                break
+            if number >= seen.xmax:
+                ids.append(number)
+        return Known(ids, [orders[number] for number in ids], self._before)
+
+
+def _xmax(passed: tuple[int, Snapshot]) -> int:
+    return passed[1].xmax

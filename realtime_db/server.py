@@ -1,7 +1,7 @@
 """`realtime-db serve`: the one place where the parts are put together.
 
-    wal.stream ─► hub ─► transports.websocket ─► clients
-                   ▲
+    following ─► hub ─► transports.websocket ─► clients
+                  ▲
     protocol.connection ◄─ transports.http ◄─ clients
 
 One process, one event loop. Fan-out is synchronous: nothing in it waits for a client.
@@ -17,8 +17,9 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import uvloop
@@ -27,25 +28,26 @@ from psycopg_pool import AsyncConnectionPool
 from realtime_db import logs
 from realtime_db.auth.keys import Keys
 from realtime_db.auth.policies import Policies
-from realtime_db.database import Connection, conninfo
+from realtime_db.database import Connection, conninfo, impatient
 from realtime_db.errors import RealtimeDbError, ServerError
+from realtime_db.following import Following
 from realtime_db.hub import Hub
-from realtime_db.protocol.broadcast import Broadcast
 from realtime_db.protocol.connection import Services
+from realtime_db.rechecking import Rechecking
 from realtime_db.retention import maintenance
 from realtime_db.settings import Settings
 from realtime_db.stored import StoredMessages
-from realtime_db.transports.application import Application
+from realtime_db.storing import Storing
+from realtime_db.transports.application import Application, Front
 from realtime_db.transports.http import HttpProtocol
-from realtime_db.wal.pgoutput import Message
-from realtime_db.wal.stream import open_stream
 from realtime_db.wheel import Wheel
 
 BACKLOG: Final = 4096
 SEND_BUFFER_BYTES: Final = 131_072
 MAINTENANCE_SECONDS: Final = 3600.0
 DRAIN_SECONDS: Final = 5.0
-_RETRY_SECONDS: Final = (0.2, 5.0)
+DECIDE_SECONDS: Final = 2.0
+"""So long a server that begins waits for its messages before it takes clients."""
 
 log = logging.getLogger("realtime_db")
 
@@ -58,12 +60,16 @@ class Server:
         host, port: where it listens.
         keys: what verifies tokens.
         following: set while the WAL is being read.
+        application: whose clients the keys are for.
+        operations: host and port of the second address, if there is one.
     """
 
     host: str
     port: int
     keys: Keys
     following: asyncio.Event
+    application: Application
+    operations: tuple[str, int] | None
 
 
 def run(settings: Settings) -> int:
@@ -75,12 +81,14 @@ def run(settings: Settings) -> int:
     Raises:
         RealtimeDbError: it cannot begin.
     """
-    logs.configure(as_json=settings.log_json)
+    logs.configure(as_json=settings.log_json, level=settings.log_level)
 
     async def until_told() -> None:
         async with serve(settings) as server:
             scheme = "http" if settings.tls_certificate is None else "https"
             log.info("listening on %s://%s:%d", scheme, server.host, server.port)
+            if server.operations is not None:
+                log.info("operations on %s://%s:%d", scheme, *server.operations)
             await until_signalled(server)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -95,7 +103,7 @@ async def until_signalled(server: Server) -> None:
     reloads: set[asyncio.Task[None]] = set()
 
     def reload() -> None:
-        task = loop.create_task(_reload(server.keys))
+        task = loop.create_task(_reload(server))
         reloads.add(task)
         task.add_done_callback(reloads.discard)
 
@@ -105,13 +113,16 @@ async def until_signalled(server: Server) -> None:
     await ended.wait()
 
 
-async def _reload(keys: Keys) -> None:
+async def _reload(server: Server) -> None:
+    keys, before = server.keys, server.keys.current
     try:
         await keys.reload()
     except RealtimeDbError as error:
         log.error("the keys stay as they are: %s", error)
-    else:
-        log.info("the keys were read again")
+        return
+    log.info("the keys were read again")
+    if keys.current is not before:
+        await server.application.check_tokens()
 
 
 @asynccontextmanager
@@ -133,7 +144,9 @@ async def serve(settings: Settings) -> AsyncIterator[Server]:
         stack.push_async_callback(pool.close)
         services = Services(
             settings=settings,
-            hub=Hub(loop.call_soon),
+            hub=Hub(
+                loop.call_soon, max_per_second=settings.max_deliveries_per_second, now=time.time
+            ),
             keys=keys,
             policies=Policies(pool),
             stored=StoredMessages(pool),
@@ -142,48 +155,79 @@ async def serve(settings: Settings) -> AsyncIterator[Server]:
             log=log,
         )
         application = Application(services)
-        listener = _listen(settings)
+        tls = _tls(settings)
+        answering: dict[socket.socket, Application | Front] = {}
+        if settings.ops_port is None:
+            answering[_listen(settings.host, settings.port)] = application
+        else:
+            answering[_listen(settings.host, settings.port)] = Front(application)
+            answering[_listen(settings.ops_host, settings.ops_port, "ops-")] = application
         connections: set[asyncio.Transport] = set()
-        server = await loop.create_server(
-            lambda: HttpProtocol(
-                application,
-                wheel=services.wheel,
-                now=services.now,
-                max_body_bytes=settings.max_body_bytes,
-                connections=connections,
-            ),
-            sock=listener,
-            backlog=BACKLOG,
-            ssl=_tls(settings),
+        following = Following(
+            settings, services, partial(_send_away, application, "Another server leads")
         )
-        following = asyncio.Event()
-        jobs = [_follow(settings, services, following), _turn(services.wheel)]
+        reading = loop.create_task(following.run())
+        stack.push_async_callback(_end, reading)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(following.decided.wait(), DECIDE_SECONDS)
+        servers = [
+            await loop.create_server(
+                partial(
+                    HttpProtocol,
+                    answers,
+                    wheel=services.wheel,
+                    now=services.now,
+                    max_body_bytes=settings.max_body_bytes,
+                    connections=connections,
+                ),
+                sock=listener,
+                backlog=BACKLOG,
+                ssl=tls,
+            )
+            for listener, answers in answering.items()
+        ]
+        jobs = [_turn(services.wheel)]
+        # Joins need the pool, too.
+        at_once = max(1, settings.pool_size // 2)
+        jobs.append(Rechecking(pool, services.rechecks, at_once=at_once).run())
+        jobs.append(Storing(pool, services.to_store).run())
         if settings.maintain:
             jobs.append(_maintain(settings))
-        tasks = [loop.create_task(job) for job in jobs]
+        tasks = [reading, *(loop.create_task(job) for job in jobs)]
         # What is alive by now stays alive; the collector need not look at it again.
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 20, 20)  # a join makes hundreds of objects, and keeps them
-        host, port = listener.getsockname()[:2]
+        (host, port), *more = (listener.getsockname()[:2] for listener in answering)
+        operations = more[0] if more else None
         try:
-            yield Server(host, port, keys, following)
+            yield Server(host, port, keys, following.following, application, operations)
         finally:
             services.restarting = True
-            server.close()
-            for client in list(application.clients):
-                client.connection.disconnect_requested()
-                client.close(1012, "Server is restarting")
-            for stream in list(application.streams):
-                stream.close("Server is restarting")
+            for one in servers:
+                one.close()
+            _send_away(application, "Server is restarting")
             for transport in list(connections):
                 transport.close()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await _end(*tasks)
             await _drain(application)
             for client in list(application.clients):
                 client.reset()
+
+
+def _send_away(application: Application, why: str) -> None:
+    """Closes the clients such that they connect again."""
+    for client in list(application.clients):
+        client.connection.disconnect_requested()
+        client.close(1012, why)
+    for stream in list(application.streams):
+        stream.close(why)
+
+
+async def _end(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _drain(application: Application) -> None:
@@ -200,25 +244,26 @@ def _pool(settings: Settings) -> AsyncConnectionPool[Connection]:
         min_size=1,
         max_size=settings.pool_size,
         timeout=settings.statement_timeout_seconds,
+        connection_class=impatient(2 * settings.statement_timeout_seconds),
         kwargs={"autocommit": True},
         open=False,
     )
 
 
-def _listen(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+def _listen(host: str, port: int, prefix: str = "") -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     # Accepted sockets inherit it. The kernel would hide megabytes of what a client has not read.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     listener.setblocking(False)
     try:
-        listener.bind((settings.host, settings.port))
+        listener.bind((host, port))
     except OSError as error:
         listener.close()
         raise ServerError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}",
-            hint="Give another --port or --host, or stop what listens there.",
+            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            hint=f"Give another --{prefix}port or --{prefix}host, or stop what listens there.",
         ) from error
     return listener
 
@@ -250,61 +295,20 @@ async def _turn(wheel: Wheel) -> None:
 
 
 async def _maintain(settings: Settings) -> None:
+    complaints = logs.Complaints(log)
+
     def report(one: maintenance.Report) -> None:
-        log.log(logging.INFO if one.ok else logging.ERROR, "maintenance: %s", one.as_text())
+        # A hint stands below what it is about, and each fact on a line of its own.
+        text = "maintenance: " + "; ".join(one.as_text().replace("\n  ", " ").splitlines())
+        if one.ok:
+            complaints.over()
+            log.info("%s", text)
+        else:
+            complaints.say(text)
 
     await maintenance.run_every(
-        settings.database_url, interval_seconds=MAINTENANCE_SECONDS, on_report=report
-    )
-
-
-async def _follow(settings: Settings, services: Services, following: asyncio.Event) -> None:
-    """Brings what commits to the hub, for ever; begins again when the database went away."""
-    pause, longest = _RETRY_SECONDS
-    while True:
-        try:
-            async with open_stream(settings.database_url) as stream:
-                await stream.start()
-                pause = _RETRY_SECONDS[0]
-                services.reader = stream
-                services.replicating = True
-                following.set()
-                log.info("following the WAL from %X/%X", *divmod(stream.start_lsn, 1 << 32))
-                async for batch in stream:
-                    for message in batch.messages:
-                        _publish(services, message)
-                    # The hub writes before the next batch is read: a large transaction must not
-                    # put its clients behind by all of it at once.
-                    await asyncio.sleep(0)
-                    stream.acknowledge(batch.end_lsn)
-        except RealtimeDbError as error:
-            log.error("the WAL is not followed: %s", error)
-        finally:
-            services.reader = None
-            services.replicating = False
-            following.clear()
-        await asyncio.sleep(pause)
-        pause = min(pause * 2, longest)
-
-
-def _publish(services: Services, message: Message) -> None:
-    committed = services.committed
-    if not committed or committed[-1] != message.transaction_id:
-        committed.append(message.transaction_id)
-    key = (message.topic, message.private)
-    if not services.hub.has_subscribers(key):
-        return
-    binary = message.binary_payload
-    payload = binary if binary is not None else message.payload
-    assert payload is not None, "the decoder skips rows without a payload"
-    services.hub.publish(
-        key,
-        Broadcast(
-            f"realtime:{message.topic}",
-            message.event,
-            payload,
-            id=message.id,
-            binary=binary is not None,
-            transaction_id=message.transaction_id,
-        ),
+        settings.database_url,
+        interval_seconds=MAINTENANCE_SECONDS,
+        on_report=report,
+        max_slot_lag_bytes=settings.max_slot_lag_bytes,
     )

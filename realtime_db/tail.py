@@ -156,7 +156,11 @@ async def follow(
             await stream.start()
             _say(f"following realtime.messages from LSN {format_lsn(stream.start_lsn)}")
             async for batch in stream:
-                shown = [message for message in batch.messages if wanted(message.topic)][:left]
+                shown = [
+                    message
+                    for message in batch.messages
+                    if message.extension == "broadcast" and wanted(message.topic)
+                ][:left]
                 if shown:
                     left -= len(shown)
                     await _write(target, render(shown))

@@ -142,14 +142,22 @@ def _create(server_url: str, name: str, template: str) -> None:
         )
 
 
+def drop_slots(admin: psycopg.Connection, database: str) -> None:
+    """Drops what servers left; walsenders live on for a moment after their client is gone."""
+    admin.execute(
+        "select pg_terminate_backend(active_pid, 10000) from pg_replication_slots "
+        "where database = %s and active",
+        [database],
+    )
+    admin.execute(
+        "select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = %s",
+        [database],
+    )
+
+
 def _drop(server_url: str, name: str) -> None:
     with psycopg.connect(server_url, autocommit=True) as admin:
-        # Walsenders keep a database busy for a moment after their client is gone.
-        admin.execute(
-            "select pg_terminate_backend(active_pid), pg_drop_replication_slot(slot_name) "
-            "from pg_replication_slots where database = %s and not active",
-            [name],
-        )
+        drop_slots(admin, name)
         admin.execute(
             sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name))
         )

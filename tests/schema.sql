@@ -213,6 +213,17 @@ begin
         if found.leaving then
             execute format('comment on table realtime.%I is null', table_name);
         end if;
+        -- It may have been detached before the column came, in 0.4.0.
+        if not exists (
+            select from pg_attribute
+            where attrelid = to_regclass('realtime.' || table_name)
+                and attname = 'expires_at'
+                and not attisdropped
+        ) then
+            execute format(
+                'alter table realtime.%I add column expires_at timestamp', table_name
+            );
+        end if;
     end if;
     execute format(
         'alter table realtime.messages attach partition realtime.%I '
@@ -592,6 +603,29 @@ $_$;
 
 COMMENT ON FUNCTION realtime.partitions() IS 'The daily partitions of realtime.messages that realtime-db made.';
 
+-- Name: revoke(text, text, text); Type: FUNCTION; Schema: realtime; Owner: -
+
+CREATE FUNCTION realtime.revoke(topic text DEFAULT NULL::text, role text DEFAULT NULL::text, sub text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    perform realtime.explain_refusal('realtime:revocations', '', false);
+    -- All under one topic, so that a server that cannot read the WAL finds them.
+    insert into realtime.messages (topic, extension, payload, private)
+    values (
+        'realtime:revocations',
+        'revocation',
+        jsonb_build_object('topic', topic, 'role', role, 'sub', sub),
+        true
+    );
+end;
+$$;
+
+-- Name: FUNCTION revoke(topic text, role text, sub text); Type: COMMENT; Schema: realtime; Owner: -
+
+COMMENT ON FUNCTION realtime.revoke(topic text, role text, sub text) IS 'Makes every server ask the policies again and close who may no longer read.';
+
 -- Name: role_refusal(text); Type: FUNCTION; Schema: realtime; Owner: -
 
 CREATE FUNCTION realtime.role_refusal(role_name text) RETURNS text
@@ -866,6 +900,63 @@ CREATE FUNCTION realtime.setup() RETURNS void
     SET client_min_messages TO 'warning'
     AS $_$
 begin
+    -- Refuses to go on from what a stranger made beforehand: his triggers and defaults
+    -- would run as whoever calls setup(), and his functions he could change later. No
+    -- stranger is who installed these functions or calls this one or may act as him, the
+    -- owner of the database, or a superuser.
+    do $$
+    declare
+        found_name text;
+        found_owner name;
+        all_powerful boolean := (
+            select r.rolsuper from pg_roles as r where r.rolname = current_user
+        );
+    begin
+        select o.object_name, r.rolname into found_name, found_owner
+        from (
+            select 'table ' || c.oid::regclass, c.relowner
+            from pg_class as c
+            where c.relnamespace = 'realtime'::regnamespace
+                and c.relname in ('settings', 'messages', 'send_errors', 'polls')
+            union all
+            select 'sequence ' || c.oid::regclass, c.relowner
+            from pg_class as c
+            where c.relnamespace = 'realtime'::regnamespace
+                and c.relname = 'messages_position'
+            union all
+            select 'function ' || p.oid::regprocedure, p.proowner
+            from pg_proc as p
+            where p.pronamespace = 'realtime'::regnamespace
+                and p.proname in ('explain_misfit', 'message_fits')
+            union all
+            -- The owner of a schema may drop what is in it and put his own there. Whoever is
+            -- no superuser knows him, for he had to grant rights in it.
+            select 'schema realtime', n.nspowner
+            from pg_namespace as n
+            where n.nspname = 'realtime' and all_powerful
+        ) as o (object_name, object_owner)
+        inner join pg_roles as r on o.object_owner = r.oid
+        where not r.rolsuper
+            and r.rolname <> 'pg_database_owner'
+            and not (pg_has_role(r.oid, 'usage') and not all_powerful)
+            and r.oid not in (
+                select p.proowner from pg_proc as p
+                where p.oid = 'realtime.setup()'::regprocedure
+                union all
+                select d.datdba from pg_database as d where d.datname = current_database()
+            )
+        limit 1;
+        if found then
+            raise exception '% was there before and is owned by %', found_name, found_owner
+            using errcode = '42501', hint = format(
+                'If that is whom all of realtime-db shall belong to: set role %I; '
+                'select realtime.setup(); reset role; otherwise look at it, and drop it or '
+                'alter its owner.',
+                found_owner
+            );
+        end if;
+    end;
+    $$;
     -- One row of settings. Change it with `update realtime.settings set …`.
     create table if not exists realtime.settings (
         only_row boolean primary key default true check (only_row),
@@ -1008,6 +1099,7 @@ begin
         binary_payload bytea,
         transaction_id xid8 not null default pg_current_xact_id(),
         position bigint not null default nextval('realtime.messages_position'),
+        expires_at timestamp,
         -- Topic first: a replay reads one topic. Nothing random: few pages change, so
         -- little WAL is written. No other index, for every insert would pay for it.
         primary key (topic, inserted_at, position),
@@ -1041,6 +1133,15 @@ begin
             alter table realtime.messages add constraint messages_fit check (
                 realtime.message_fits(topic, event, payload, binary_payload)
             );
+        end if;
+        if not exists (
+            select from pg_attribute
+            where attrelid = 'realtime.messages'::regclass
+                and attname = 'expires_at'
+                and not attisdropped
+        ) then
+            -- Without a default, nothing is rewritten.
+            alter table realtime.messages add column expires_at timestamp;
         end if;
         if exists (
             select from pg_settings
@@ -1087,6 +1188,36 @@ begin
     'The transaction that wrote the row; a resume asks for what it has not seen by it.';
     comment on column realtime.messages.position is
     'Grows from row to row within a transaction: the order of insertion.';
+    comment on column realtime.messages.expires_at is
+    'UTC. From then on the row is not replayed; null: until its partition is dropped.';
+
+    -- Partitions that were there before a column have no comment on it.
+    do $$
+    declare
+        partition_name text;
+    begin
+        for partition_name in
+            select p.partition_name from realtime.partitions() as p
+            where p.attached and not exists (
+                select from pg_description as d
+                inner join pg_attribute as a
+                    on d.objoid = a.attrelid and d.objsubid = a.attnum
+                where a.attrelid = to_regclass('realtime.' || p.partition_name)
+                    and a.attname = 'expires_at'
+            )
+        loop
+            execute format(
+                'comment on column realtime.%I.expires_at is %L',
+                partition_name,
+                (
+                    select col_description(a.attrelid, a.attnum) from pg_attribute as a
+                    where a.attrelid = 'realtime.messages'::regclass
+                        and a.attname = 'expires_at'
+                )
+            );
+        end loop;
+    end;
+    $$;
     -- What realtime.on_send_error = 'warn' swallowed. Rows are only added, so that no
     -- writer waits for another; maintenance deletes those older than the messages.
     create table if not exists realtime.send_errors (
@@ -1103,6 +1234,23 @@ begin
     'The SQLSTATE of the error.';
     comment on column realtime.send_errors.message is
     'The text of the error, at most 500 characters.';
+    -- What a server saw that cannot follow the WAL and asks the table: poll n brought what
+    -- its snapshot shows and that of poll n - 1 does not. So the order of a topic is fixed:
+    -- by the first poll that shows a message, then by transaction, then by position.
+    create table if not exists realtime.polls (
+        id bigint primary key,
+        seen pg_snapshot not null,
+        taken_at timestamp not null default (clock_timestamp() at time zone 'utc')
+    );
+
+    comment on table realtime.polls is
+    'Which transactions each poll of a server saw that cannot follow the WAL.';
+    comment on column realtime.polls.id is
+    'The number of the poll; the next has the next.';
+    comment on column realtime.polls.seen is
+    'The transactions that had ended.';
+    comment on column realtime.polls.taken_at is
+    'When, in UTC; the server deletes polls that are older than the messages.';
     -- What the WAL reader follows: inserts only, as if into one table, so that the reader
     -- sees one relation and never the name of a partition.
     do $$
@@ -1138,9 +1286,10 @@ begin
                     raise warning 'role % is missing and % may not create roles; skipped',
                         role_name, current_user
                     using hint = format(
-                        'As an administrator: create role %I nologin; grant %I to %I; '
-                        'then: select realtime.setup();',
-                        role_name, role_name, current_user
+                        'As an administrator: create role %I nologin noinherit; '
+                        'grant %I to %I; and, when all are there, as %I: '
+                        'select realtime.setup();',
+                        role_name, role_name, current_user, current_user
                     );
                     continue;
                 end if;
@@ -1185,6 +1334,9 @@ begin
                 );
             end if;
         end loop;
+        if exists (select from pg_roles where rolname = 'service_role') then
+            grant execute on function realtime.revoke(text, text, text) to service_role;
+        end if;
     end;
     $$;
 
@@ -1192,7 +1344,8 @@ begin
     -- that is. Taking a number or reading a limit does no harm.
     grant usage on sequence realtime.messages_position to public;
     grant select on realtime.settings to public;
-    -- service_role may do all by policy, since BYPASSRLS can only be given by a superuser.
+    -- service_role may do all by policy, since BYPASSRLS can only be given by a superuser;
+    -- and what no policy of yours can allow.
     do $$
     begin
         if exists (select from pg_roles where rolname = 'service_role')
@@ -1203,6 +1356,21 @@ begin
             ) then
             create policy "service_role may do all" on realtime.messages
             to service_role using (true) with check (true);
+        end if;
+        -- Whom a policy of yours lets insert anything cannot make servers busy with it, nor
+        -- see who was revoked.
+        if not exists (
+            select from pg_policy
+            where polrelid = 'realtime.messages'::regclass
+                and polname = 'revocations by realtime.revoke only'
+        ) then
+            create policy "revocations by realtime.revoke only" on realtime.messages
+            as restrictive to public using (
+                extension operator(pg_catalog.<>) 'revocation'
+                or pg_catalog.has_function_privilege(
+                    'realtime.revoke(text, text, text)', 'execute'
+                )
+            );
         end if;
     end;
     $$;
@@ -1236,7 +1404,7 @@ COMMENT ON FUNCTION realtime.topic() IS 'The topic being read or written, for po
 CREATE FUNCTION realtime.version() RETURNS text
     LANGUAGE sql IMMUTABLE
     AS $$
-    select '0.3.0'
+    select '0.4.0'
 $$;
 
 -- Name: FUNCTION version(); Type: COMMENT; Schema: realtime; Owner: -
@@ -1310,6 +1478,7 @@ CREATE TABLE realtime.messages (
     binary_payload bytea,
     transaction_id xid8 DEFAULT pg_current_xact_id() NOT NULL,
     "position" bigint NOT NULL,
+    expires_at timestamp without time zone,
     CONSTRAINT messages_fit CHECK (realtime.message_fits(topic, event, payload, binary_payload))
 )
 PARTITION BY RANGE (inserted_at);
@@ -1362,6 +1531,10 @@ COMMENT ON COLUMN realtime.messages.transaction_id IS 'The transaction that wrot
 
 COMMENT ON COLUMN realtime.messages."position" IS 'Grows from row to row within a transaction: the order of insertion.';
 
+-- Name: COLUMN messages.expires_at; Type: COMMENT; Schema: realtime; Owner: -
+
+COMMENT ON COLUMN realtime.messages.expires_at IS 'UTC. From then on the row is not replayed; null: until its partition is dropped.';
+
 -- Name: messages_position; Type: SEQUENCE; Schema: realtime; Owner: -
 
 CREATE SEQUENCE realtime.messages_position
@@ -1393,6 +1566,7 @@ CREATE TABLE realtime.messages_DAY (
     binary_payload bytea,
     transaction_id xid8 DEFAULT pg_current_xact_id() CONSTRAINT messages_transaction_id_not_null NOT NULL,
     "position" bigint DEFAULT nextval('realtime.messages_position'::regclass) CONSTRAINT messages_position_not_null NOT NULL,
+    expires_at timestamp without time zone,
     CONSTRAINT messages_fit CHECK (realtime.message_fits(topic, event, payload, binary_payload))
 );
 
@@ -1439,6 +1613,34 @@ COMMENT ON COLUMN realtime.messages_DAY.transaction_id IS 'The transaction that 
 -- Name: COLUMN messages_DAY."position"; Type: COMMENT; Schema: realtime; Owner: -
 
 COMMENT ON COLUMN realtime.messages_DAY."position" IS 'Grows from row to row within a transaction: the order of insertion.';
+
+-- Name: COLUMN messages_DAY.expires_at; Type: COMMENT; Schema: realtime; Owner: -
+
+COMMENT ON COLUMN realtime.messages_DAY.expires_at IS 'UTC. From then on the row is not replayed; null: until its partition is dropped.';
+
+-- Name: polls; Type: TABLE; Schema: realtime; Owner: -
+
+CREATE TABLE realtime.polls (
+    id bigint NOT NULL,
+    seen pg_snapshot NOT NULL,
+    taken_at timestamp without time zone DEFAULT (clock_timestamp() AT TIME ZONE 'utc'::text) NOT NULL
+);
+
+-- Name: TABLE polls; Type: COMMENT; Schema: realtime; Owner: -
+
+COMMENT ON TABLE realtime.polls IS 'Which transactions each poll of a server saw that cannot follow the WAL.';
+
+-- Name: COLUMN polls.id; Type: COMMENT; Schema: realtime; Owner: -
+
+COMMENT ON COLUMN realtime.polls.id IS 'The number of the poll; the next has the next.';
+
+-- Name: COLUMN polls.seen; Type: COMMENT; Schema: realtime; Owner: -
+
+COMMENT ON COLUMN realtime.polls.seen IS 'The transactions that had ended.';
+
+-- Name: COLUMN polls.taken_at; Type: COMMENT; Schema: realtime; Owner: -
+
+COMMENT ON COLUMN realtime.polls.taken_at IS 'When, in UTC; the server deletes polls that are older than the messages.';
 
 -- Name: realtime_db_release; Type: TABLE; Schema: realtime; Owner: -
 
@@ -1521,6 +1723,11 @@ ALTER TABLE ONLY realtime.messages
 ALTER TABLE ONLY realtime.messages_DAY
     ADD CONSTRAINT messages_DAY_pkey PRIMARY KEY (topic, inserted_at, "position");
 
+-- Name: polls polls_pkey; Type: CONSTRAINT; Schema: realtime; Owner: -
+
+ALTER TABLE ONLY realtime.polls
+    ADD CONSTRAINT polls_pkey PRIMARY KEY (id);
+
 -- Name: realtime_db_release realtime_db_release_pkc; Type: CONSTRAINT; Schema: realtime; Owner: -
 
 ALTER TABLE ONLY realtime.realtime_db_release
@@ -1542,6 +1749,10 @@ ALTER TABLE realtime.messages ENABLE ROW LEVEL SECURITY;
 -- Name: messages_DAY; Type: ROW SECURITY; Schema: realtime; Owner: -
 
 ALTER TABLE realtime.messages_DAY ENABLE ROW LEVEL SECURITY;
+
+-- Name: messages revocations by realtime.revoke only; Type: POLICY; Schema: realtime; Owner: -
+
+CREATE POLICY "revocations by realtime.revoke only" ON realtime.messages AS RESTRICTIVE USING (((extension <> 'revocation'::text) OR has_function_privilege('realtime.revoke(text, text, text)'::text, 'execute'::text)));
 
 -- Name: messages service_role may do all; Type: POLICY; Schema: realtime; Owner: -
 
@@ -1580,6 +1791,11 @@ REVOKE ALL ON FUNCTION realtime.drop_partition(day date) FROM PUBLIC;
 -- Name: FUNCTION maintain(today date); Type: ACL; Schema: realtime; Owner: -
 
 REVOKE ALL ON FUNCTION realtime.maintain(today date) FROM PUBLIC;
+
+-- Name: FUNCTION revoke(topic text, role text, sub text); Type: ACL; Schema: realtime; Owner: -
+
+REVOKE ALL ON FUNCTION realtime.revoke(topic text, role text, sub text) FROM PUBLIC;
+GRANT ALL ON FUNCTION realtime.revoke(topic text, role text, sub text) TO service_role;
 
 -- Name: FUNCTION role_refusal(role_name text); Type: ACL; Schema: realtime; Owner: -
 

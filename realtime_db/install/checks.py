@@ -32,7 +32,8 @@ class Check:
         name: of the thing that was looked at.
         outcome: a failure keeps messages from being delivered, or delivers them to the wrong ones.
         detail: what was found, in one line.
-        mend: the statement that mends it; None if all is well.
+        mend: the statement that mends it, below a comment if this login is not who may run it;
+            None if all is well.
     """
 
     name: str
@@ -48,6 +49,11 @@ async def rows(connection: Connection, query: str, *parameters: Any) -> list[Any
     """All rows of a query."""
     cursor = await connection.execute(query.encode(), parameters or None)
     return await cursor.fetchall()
+
+
+def as_administrator(statement: str, then: str = "") -> str:
+    """A statement that the login of the server should not be able to run."""
+    return f"-- As an administrator{then}:\n{statement}"
 
 
 def table_name(table: str) -> str:

@@ -22,10 +22,11 @@ import psycopg
 from realtime_db.database import Connection, connect, describe
 from realtime_db.errors import RealtimeDbError
 from realtime_db.install import check_objects, check_server, inspect
-from realtime_db.install.checks import Check, Finding, Outcome
+from realtime_db.install.checks import Check, Finding, Outcome, identifier
 from realtime_db.wal.stream import open_stream
 
 PROBE_SECONDS = 30.0
+_LAST_RESORT = "Run this again; if it stays, the log of Postgres has more."
 
 _MARKS = {Outcome.PASS: "ok  ", Outcome.WARN: "warn", Outcome.FAIL: "FAIL", Outcome.SKIP: "skip"}
 
@@ -88,22 +89,27 @@ async def examine(database_url: str, *, probe: bool = True) -> Report:
         found = await inspect.look(connection)
         results = [check_server.installed(found)]
         for check in check_server.SERVER:
-            results += await _guarded(check.__name__, check(connection))
+            results += await _guarded(check.__name__, check(connection), found)
         if found.messages_owner is not None:
             for look in check_objects.OBJECTS:
-                results += await _guarded(look.__name__, look(connection, found))
+                results += await _guarded(look.__name__, look(connection, found), found)
             if probe:
                 results.append(await _probe(database_url, connection, results))
     return Report(describe(database_url), found.release, tuple(results))
 
 
-async def _guarded(name: str, check: Finding) -> list[Check]:
+async def _guarded(name: str, check: Finding, found: inspect.Installation) -> list[Check]:
     """A check that may not look has failed; the others go on."""
     try:
         return await check
+    except psycopg.errors.InsufficientPrivilege as error:
+        owner = identifier(found.messages_owner)
+        mend = f"-- Run this as {owner}, or as a member of that role."
+        detail = f"could not be checked: {error.diag.message_primary}"
+        return [Check(name, Outcome.FAIL, detail, mend)]
     except psycopg.Error as error:
-        detail = error.diag.message_primary or str(error)
-        return [Check(name, Outcome.FAIL, f"could not be checked: {detail}")]
+        detail = f"could not be checked: {error.diag.message_primary or error}"
+        return [Check(name, Outcome.FAIL, detail, "Mend the others first, and run this again.")]
 
 
 async def _probe(database_url: str, connection: Connection, results: list[Check]) -> Check:
@@ -127,10 +133,11 @@ async def _probe(database_url: str, connection: Connection, results: list[Check]
             "select pid, state, xact_start, query from pg_stat_activity order by xact_start;",
         )
     except RealtimeDbError as error:
-        return Check("live probe", Outcome.FAIL, error.message, error.hint)
+        return Check("live probe", Outcome.FAIL, error.message, error.hint or _LAST_RESORT)
     except psycopg.Error as error:
         primary = error.diag.message_primary or str(error)
-        return Check("live probe", Outcome.FAIL, primary, error.diag.message_hint)
+        hint = error.diag.message_hint or _LAST_RESORT
+        return Check("live probe", Outcome.FAIL, primary, hint)
     return Check("live probe", Outcome.PASS, f"a message came back after {milliseconds:.1f} ms")
 
 

@@ -37,7 +37,7 @@ from psycopg import errors, sql
 from realtime_db import resources
 from realtime_db.database import Connection, connect, connection_failed, conninfo
 from realtime_db.errors import Busy, InstallError, MissingRight, NotInstalled
-from realtime_db.install import inspect, preflight, releases
+from realtime_db.install import freezing, inspect, preflight, releases
 
 # "realtime" in ASCII. Advisory locks are per database.
 LOCK_KEY: Final = int.from_bytes(b"realtime")
@@ -128,7 +128,7 @@ async def migrate(
         def upgrade(config: Config) -> None:
             command.upgrade(config, target)
             if living:
-                _execute(config, releases.living_update())
+                _execute(config, freezing.living_update())
                 _execute(config, _SETUP)
 
         warnings += await _run(database_url, connection, upgrade, limits, dry_run=dry_run)
@@ -354,12 +354,13 @@ def _transaction(
     database_url: str, move: Callable[[Config], None], lock_timeout_ms: int, *, dry_run: bool
 ) -> list[str]:
     """One attempt; blocking, for alembic is."""
-    warnings: list[str] = []
+    # Each release runs setup() and says it again; the newest has the best hint.
+    warnings: dict[str | None, str] = {}
 
     def heard(diagnostic: errors.Diagnostic) -> None:
         if diagnostic.severity_nonlocalized == "WARNING":
             parts = (diagnostic.message_primary, diagnostic.message_hint)
-            warnings.append(". ".join(part for part in parts if part))
+            warnings[parts[0]] = ". ".join(part for part in parts if part)
 
     engine = sqlalchemy.create_engine(
         "postgresql+psycopg://",
@@ -381,7 +382,7 @@ def _transaction(
         raise error.orig or error from error
     finally:
         engine.dispose()
-    return list(dict.fromkeys(warnings))  # each release runs setup() and says it again
+    return list(warnings.values())
 
 
 def _execute(config: Config, statements: str) -> None:

@@ -19,9 +19,9 @@ from realtime_db.errors import (
 )
 from realtime_db.install.inspect import Installation, Manager, State
 
-LOGICAL_DECODING_HINT: Final = (
-    "alter system set wal_level = 'logical'; then restart Postgres. On RDS and Aurora: "
-    "rds.logical_replication = 1 in the parameter group. On Cloud SQL: the flag "
+LOGICAL_DECODING: Final = "alter system set wal_level = 'logical';"
+LOGICAL_DECODING_ELSEWHERE: Final = (
+    "On RDS and Aurora: rds.logical_replication = 1 in the parameter group. On Cloud SQL: the flag "
     "cloudsql.logical_decoding."
 )
 
@@ -77,6 +77,12 @@ async def check(connection: Connection, found: Installation) -> list[str]:
             f"transactions of {role} are read-only here",
             hint=f"alter role {role} set default_transaction_read_only = off;",
         )
+    if not is_owner:
+        owner = _identifier(found.messages_owner)
+        raise MissingRight(
+            f"realtime-db in this database is owned by {owner}, and {role} is not a member of it",
+            hint=f"Connect as {owner}, or as an administrator: grant {owner} to {role};",
+        )
     if not may_create and not (published and found.schema_owner):
         raise MissingRight(
             f"{role} may not create a schema and a publication in database {database}",
@@ -88,17 +94,12 @@ async def check(connection: Connection, found: Installation) -> list[str]:
             f"{role} may not create objects in schema realtime, which is {owner}'s",
             hint=f"As {owner}: grant usage, create on schema realtime to {role};",
         )
-    if not is_owner:
-        owner = _identifier(found.messages_owner)
-        raise MissingRight(
-            f"realtime.messages is owned by {owner}, and {role} is not a member of that role",
-            hint=f"Connect as {owner}, or as an administrator: grant {owner} to {role};",
-        )
     warnings = []
     if wal_level != "logical" and not wal_level_rises:
         warnings.append(
             f"wal_level is {wal_level}: messages are stored, but nobody can follow them. "
-            + LOGICAL_DECODING_HINT
+            f"As an administrator: {LOGICAL_DECODING} then restart Postgres. "
+            + LOGICAL_DECODING_ELSEWHERE
         )
     return warnings
 

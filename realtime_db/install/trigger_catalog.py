@@ -7,17 +7,20 @@ a query has no parameters and returns JSON as text. Below: `trigger_template`. N
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from realtime_db.errors import MissingRight, NotInstalled, TriggerError
 from realtime_db.install.trigger_options import (
+    DEFAULT_NAME,
     Table,
     TriggerOptions,
     identifier,
     literal,
     qualified,
+    table_text,
 )
 from realtime_db.install.trigger_template import MARKER, drop_function
 from realtime_db.install.trigger_template import drop_statements as template_drop
@@ -157,6 +160,19 @@ class BroadcastTrigger:
     def name(self) -> str:
         """What `remove` finds it by, together with its table."""
         return self.options.name
+
+    @property
+    def table_text(self) -> str | None:
+        """Its table, as the command line takes it; None if that is gone."""
+        if self.table_schema is None or self.table is None:
+            return None
+        return table_text(self.table_schema, self.table)
+
+    @property
+    def removal(self) -> str:
+        """The command that removes it."""
+        name = "" if self.name == DEFAULT_NAME else f" --name {shlex.quote(self.name)}"
+        return f"realtime-db trigger remove {shlex.quote(self.table_text or '')}{name}"
 
 
 def facts_query(options: TriggerOptions) -> str:

@@ -226,6 +226,11 @@ def parse_table(text: str, default_schema: str = "public") -> tuple[str, str]:
     return schema or default_schema, name
 
 
+def table_text(schema: str, name: str) -> str:
+    """What `parse_table` reads."""
+    return f"{after_dot(schema)}.{after_dot(name)}"
+
+
 def identifier(name: str) -> str:
     """A name in double quotes."""
     if "\0" in name or not name:

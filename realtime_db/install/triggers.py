@@ -17,7 +17,13 @@ from realtime_db.errors import Busy, MissingRight, TriggerError
 from realtime_db.install import trigger_catalog as catalog
 from realtime_db.install import trigger_template as template
 from realtime_db.install.trigger_catalog import BroadcastTrigger
-from realtime_db.install.trigger_options import DEFAULT_NAME, EVENTS, TriggerOptions, parse_table
+from realtime_db.install.trigger_options import (
+    DEFAULT_NAME,
+    EVENTS,
+    TriggerOptions,
+    parse_table,
+    table_text,
+)
 
 __all__ = [
     "BroadcastTrigger",
@@ -27,6 +33,7 @@ __all__ = [
     "parse_table",
     "print_sql",
     "remove",
+    "table_text",
 ]
 
 LOCK_TIMEOUT_SECONDS = 5.0
@@ -38,12 +45,15 @@ async def add(
     *,
     replace: bool = False,
     lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
-) -> None:
+) -> list[BroadcastTrigger]:
     """Makes a broadcast trigger, in one transaction.
 
     Args:
         replace: drop the one of this name on this table first, if there is one.
         lock_timeout_seconds: how long writers may be made to wait for us to wait for the table.
+
+    Returns:
+        The broadcast triggers that the table has now.
 
     Raises:
         NotInstalled: no realtime-db in this database.
@@ -59,12 +69,13 @@ async def add(
             triggers = await _list(connection)
             existing = catalog.find(triggers, options.table_schema, options.table, options.name)
         catalog.refuse(options, facts, existing)
+        await _check_condition(connection, options)
         # Also one without triggers, left behind when its table was dropped.
         drop = template.drop_function(options.schema, options.function)
         statements = catalog.drop_statements(existing) if existing else [drop]
         for statement in [*statements, *template.statements(options, table)]:
             await connection.execute(statement.encode())
-        await _check_condition(connection, options)
+        return await _triggers_of(connection, options.table_schema, options.table)
 
 
 async def remove(
@@ -74,8 +85,11 @@ async def remove(
     name: str = DEFAULT_NAME,
     *,
     lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
-) -> None:
+) -> list[BroadcastTrigger]:
     """Drops a broadcast trigger and its function.
+
+    Returns:
+        The broadcast triggers that the table has left.
 
     Raises:
         TriggerError: there is none of that name on that table.
@@ -86,13 +100,14 @@ async def remove(
         triggers = await _list(connection)
         existing = catalog.find(triggers, table_schema, table, name)
         if existing is None:
-            others = ", ".join(f"{t.name} on {t.table_schema}.{t.table}" for t in triggers)
+            others = ", ".join(f"{t.name} on {t.table_text}" for t in triggers if t.table)
             raise TriggerError(
-                f"{table_schema}.{table} has no broadcast trigger {name}",
+                f"{table_text(table_schema, table)} has no broadcast trigger {name}",
                 hint=f"There is {others}." if others else "There is none at all.",
             )
         for statement in catalog.drop_statements(existing):
             await connection.execute(statement.encode())
+        return await _triggers_of(connection, table_schema, table)
 
 
 async def list_triggers(database_url: str) -> list[BroadcastTrigger]:
@@ -162,10 +177,11 @@ async def _check_condition(connection: Connection, options: TriggerOptions) -> N
     query = template.condition_check(options)
     if query is None:
         return
-    await connection.execute("set local search_path = pg_catalog, pg_temp")
     try:
-        # Prepared, which takes one statement and no more.
-        await connection.execute(query.encode(), prepare=True)
+        async with connection.transaction(force_rollback=True):
+            await connection.execute("set local search_path = pg_catalog, pg_temp")
+            # Prepared, which takes one statement and no more.
+            await connection.execute(query.encode(), prepare=True)
     except psycopg.Error as error:
         raise TriggerError(
             f"the condition cannot be used: {error.diag.message_primary or error}",
@@ -176,6 +192,10 @@ async def _check_condition(connection: Connection, options: TriggerOptions) -> N
 
 async def _list(connection: Connection) -> list[BroadcastTrigger]:
     return catalog.read_list(await _text(connection, catalog.list_query()))
+
+
+async def _triggers_of(connection: Connection, schema: str, table: str) -> list[BroadcastTrigger]:
+    return [t for t in await _list(connection) if (t.table_schema, t.table) == (schema, table)]
 
 
 async def _text(connection: Connection, query: str) -> str:

@@ -6,7 +6,7 @@ Above: the command line. Below: the catalogs, `releases` for the names of what i
 For the command line:
 
     await look(database_url) -> Removal            # `uninstall --dry-run`; changes nothing
-    Removal.objects, .dependants, .as_text()
+    Removal.objects, .dependants, .trigger_commands, .as_text()
     await uninstall(database_url, *, cascade=False, limits=None) -> str     # what was done
 
 Three kinds of dependants. Policies and triggers on `realtime.messages` go with the table. Views,
@@ -33,8 +33,10 @@ from realtime_db.errors import (
     MissingRight,
     NewerThanProgram,
     NotInstalled,
+    RealtimeDbError,
 )
-from realtime_db.install import inspect, migrate, releases
+from realtime_db.install import inspect, migrate, releases, trigger_catalog
+from realtime_db.wal import slots as wal_slots
 
 PUBLICATION: Final = "realtime_messages"
 
@@ -157,7 +159,7 @@ _DEPENDANTS: Final = "".join(
 _SLOTS: Final = """
     select slot_name from pg_replication_slots
     where database = current_database() and plugin = 'pgoutput' and not active
-        and slot_name like 'realtime\\_%'
+        and slot_name like 'realtime\\_%%' and not starts_with(slot_name, %(prefix)s)
 """
 
 
@@ -190,20 +192,29 @@ class Removal:
         release: what is installed; None for remains of a dropped extension.
         objects: what would be dropped, as `drop …` takes it.
         dependants: what of the user's depends on it.
+        trigger_commands: what removes the broadcast triggers.
         message_count: how many messages would be lost.
         slots: idle replication slots, perhaps of realtime-db; they stay.
+        own_slots: those of servers, which go, too.
     """
 
     release: str | None
     objects: tuple[str, ...]
     dependants: tuple[Dependant, ...]
+    trigger_commands: tuple[str, ...]
     message_count: int
     slots: tuple[str, ...]
+    own_slots: tuple[wal_slots.SlotState, ...]
 
     def as_text(self) -> str:
         """For people."""
         lines = [f"realtime-db {self.release or '(remains)'} would be removed:"]
         lines += [f"  {name}" for name in self.objects]
+        lines += [
+            f"  replication slot {slot.name}"
+            + (", which a server reads: stop it first" * slot.active)
+            for slot in self.own_slots
+        ]
         lines.append(f"and with it {self.message_count} stored messages.")
         for effect in Effect:
             found = [item.description for item in self.dependants if item.effect is effect]
@@ -211,8 +222,26 @@ class Removal:
                 lines += [f"Depends on it and {effect.value}:", *(f"  {name}" for name in found)]
         if not self.dependants:
             lines.append("Nothing else depends on it.")
+        if self.trigger_commands:
+            lines += [
+                "Remove the broadcast triggers first, or every write to their tables will fail:",
+                *(f"  {command}" for command in self.trigger_commands),
+            ]
         lines += _slots_left(self.slots)
         return "\n".join(lines)
+
+    def as_done(self) -> list[str]:
+        """After it was removed: what that left behind."""
+        lines = []
+        broken = [item.description for item in self.dependants if item.effect is Effect.BREAKS]
+        if broken:
+            lines += ["Fails from now on:", *(f"  {name}" for name in broken)]
+        if self.trigger_commands:
+            lines += [
+                "Remove the broadcast triggers, for every write to their tables fails:",
+                *(f"  {command}" for command in self.trigger_commands),
+            ]
+        return lines + _slots_left(self.slots)
 
 
 async def look(database_url: str) -> Removal:
@@ -238,10 +267,11 @@ async def uninstall(
         limits: how long to wait for others.
 
     Returns:
-        What was done, in a sentence.
+        What was done, and what that left behind.
 
     Raises:
-        InstallError: something depends on it, and `cascade` was not asked for.
+        InstallError: a server reads its slot; or something depends on it, and `cascade` was not
+            asked for.
         Busy: a table is in use.
         Others: as `look`.
     """
@@ -253,6 +283,11 @@ async def uninstall(
             raise InstallError(
                 "realtime-db is in use by " + ", ".join(item.description for item in blocking),
                 hint="Drop these first, or: realtime-db uninstall --cascade",
+            )
+        if active := [slot.name for slot in removal.own_slots if slot.active]:
+            raise InstallError(
+                f"a server reads replication slot {', '.join(active)}",
+                hint="First stop the server.",
             )
         how = " cascade" if cascade else ""
         try:
@@ -278,10 +313,21 @@ async def uninstall(
                 f"realtime-db is in use: {error.diag.message_detail}",
                 hint="Drop these first, or: realtime-db uninstall --cascade",
             ) from error
-    done = "realtime-db was removed"
+        # No transaction holds a slot back from being dropped, so these go last.
+        notes = [note for slot in removal.own_slots if (note := await _drop(connection, slot.name))]
+    release = f"realtime-db {removal.release}" if removal.release else "realtime-db"
+    done = f"{release} was removed, with {removal.message_count} stored messages"
     if left:
         done += "; the schema realtime stays, for it holds other objects"
-    return "\n".join([done, *_slots_left(removal.slots)])
+    return "\n".join([done, *notes, *removal.as_done()])
+
+
+async def _drop(connection: Connection, slot: str) -> str | None:
+    try:
+        await wal_slots.drop(connection, slot)
+    except RealtimeDbError as error:
+        return f"Replication slot {slot} is still there: {error}"
+    return None
 
 
 def _slots_left(slots: tuple[str, ...]) -> list[str]:
@@ -324,9 +370,14 @@ async def _survey(connection: Connection, found: inspect.Installation) -> Remova
         cursor = await connection.execute("select count(*) from realtime.messages")
         row = await cursor.fetchone()
         count = row[0] if row else 0
-    cursor = await connection.execute(_SLOTS.encode())
+    cursor = await connection.execute(trigger_catalog.list_query().encode())
+    [(text,)] = await cursor.fetchall()
+    found_triggers = trigger_catalog.read_list(text)
+    cursor = await connection.execute(_SLOTS, {"prefix": wal_slots.PREFIX})
     slots = tuple(name for (name,) in await cursor.fetchall())
-    return Removal(found.release, dropped, dependants, count, slots)
+    commands = tuple(one.removal for one in found_triggers if one.table is not None)
+    own_slots = tuple(await wal_slots.look(connection))
+    return Removal(found.release, dropped, dependants, commands, count, slots, own_slots)
 
 
 def _refuse(found: inspect.Installation) -> None:

@@ -7,6 +7,7 @@ join above all, it keeps the pushes that come meanwhile, in their order.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,23 +16,42 @@ import msgspec
 from realtime_db.auth.access import Access, CheckFailed
 from realtime_db.auth.tokens import Claims, TokenError, stands_for_connection_key
 from realtime_db.cursors import Snapshot
-from realtime_db.hub import Key, Subscription, Tap
-from realtime_db.protocol.broadcast import Broadcast, Replayed
+from realtime_db.hub import Key, Subscription
+from realtime_db.protocol.broadcast import Broadcast
 from realtime_db.protocol.join import Join
+from realtime_db.protocol.persist import (
+    PUBLIC,
+    TOO_LARGE,
+    UNAUTHORIZED,
+    UNCHECKED,
+    Persist,
+    Persister,
+    read_persist,
+)
 from realtime_db.protocol.presence import Tracker
 from realtime_db.protocol.pushes import Push
 from realtime_db.protocol.questions import JSON_ERRORS, Asking, State, Then, read_content
+from realtime_db.protocol.rechecks import NO_LONGER
+from realtime_db.protocol.replaying import Again, Held
 
 if TYPE_CHECKING:
     from realtime_db.protocol.connection import Connection
-    from realtime_db.protocol.services import Extension
+    from realtime_db.protocol.services import Extension, Resumption
     from realtime_db.wheel import Timer
 
 RECHECK_SECONDS: Final = 300.0
 """A token is looked at again at least so often (PROTOCOL 6)."""
 
+RETRY_SECONDS: Final = 5.0
+"""When policies that could not be asked again are asked once more."""
+
 REPLICATION_SECONDS: Final = 60.0
 """How long a channel waits for the database stream, if it asked to be told."""
+
+_TOO_MANY: Final = {
+    "max_messages_per_second": "Too many messages per second",
+    "max_bytes_per_second": "Too many bytes per second",
+}
 
 _read_object: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -49,8 +69,9 @@ class Channel(Asking):
     """
 
     __slots__ = (
-        "_held", "_may_write", "_subscription", "_tap", "_timer", "_tracker", "access", "claims",
-        "connection", "join", "join_ref", "token", "topic",
+        "_check_at", "_check_due", "_held", "_may_write", "_persister", "_subscription", "_timer",
+        "_tracker", "access", "claims", "connection", "join", "join_ref", "token",
+        "topic",
     )  # fmt: skip
 
     def __init__(
@@ -72,11 +93,15 @@ class Channel(Asking):
         self.access = Access(broadcast=True, presence=True)  # until the policies say otherwise
         # What the policies said; None if they were not asked yet.
         self._may_write: bool | None = None if join.private else True
+        self._check_at = math.inf
+        self._check_due = False
         self._subscription: Subscription | None = None
         self._tracker: Tracker | None = None
+        self._persister: Persister | None = None
         self._timer: Timer | None = None
-        self._tap: Tap | None = None
-        self._held: list[Broadcast] = []
+        self._held: Held | None = None
+        if join.private:
+            connection.services.rechecks.add(self.sub_topic, self)
 
     @property
     def sub_topic(self) -> str:
@@ -91,13 +116,36 @@ class Channel(Asking):
     # From the join to the end
 
     def hold(self) -> None:
-        """Keeps what is published from now on, until what is stored has been read."""
-        self._tap = self.connection.services.hub.tap(self.topic_key, self._held.append)
+        """Keeps what is published from now on, until what is stored has been read and sent."""
+        if self.is_open:
+            services = self.connection.services
+            self._held = Held(
+                services.hub,
+                [self.topic_key],
+                max_bytes=services.settings.max_write_buffer_bytes,
+                too_much=self._held_too_much,
+            )
 
-    def opened(self, replayed: Replayed) -> None:
-        """The join has been answered: what follows the reply, replays, and what comes live."""
+    def skip(self, seen: Snapshot) -> None:
+        """Keeps nothing that a snapshot shows, for that is sent from the table."""
+        if self._held is not None:
+            self._held.skip(seen)
+
+    def _held_too_much(self) -> None:
+        text = "a client was thrown out: too much was sent to %s while it was sent what is stored"
+        self.connection.services.limits.over("max_write_buffer_bytes", text, self.topic)
+        self.connection.throw_out()
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is still being sent what is stored."""
+        return self._held is not None
+
+    def opened(self) -> None:
+        """The join has been answered: what follows the reply."""
+        self._rights_are_known()
         self.watch_token()
-        services, framing = self.connection.services, self.connection.framing
+        services = self.connection.services
         if self.join.presence_enabled:
             self._tracking.follow()
         if self.join.postgres_changes:
@@ -107,41 +155,50 @@ class Channel(Asking):
             services.await_replication(self._replication_ready)
             late = services.now() + REPLICATION_SECONDS
             services.wheel.schedule(late, self._replication_late)
-        for message in replayed.messages:
-            frame = framing.replay(
-                self.topic,
-                message.event,
-                message.payload,
-                id=message.id,
-                join_ref=self.join_ref,
-                binary=message.binary,
-            )
-            if frame is not None:
-                self.connection.send(frame)
-        self._release_held(replayed.seen)
-        self._subscribe(replayed.seen)
 
-    def _release_held(self, seen: Snapshot | None) -> None:
-        """Sends what was published while the database was asked, unless the answer has it."""
-        if self._tap is None:
-            return
-        hub = self.connection.services.hub
-        hub.settle(self.topic_key)
-        hub.untap(self._tap)
-        held, self._tap, self._held = self._held, None, []
-        for message in held:
-            if seen is None or not seen.shows(message.transaction_id):
+    async def resume(self, resumption: Resumption) -> Then:
+        """Sends what came after a cursor, as fast as the client takes it."""
+        again = Again(self)
+        async for page in resumption.pages():
+            # If rights were withdrawn, the next join asks for them first.
+            if self._check_due or not self.is_open:
+                return self.crash
+            again.send(page)
+            if not await self.connection.drained():
+                return self.crash
+        if self.is_open:
+            again.end(resumption.cursor)
+        return partial(self.caught_up, resumption.seen)
+
+    def caught_up(self, seen: Snapshot | None) -> None:
+        """All that is stored has been sent: what was published meanwhile, and what comes live.
+
+        Args:
+            seen: what the client has been sent, or did not want.
+        """
+        if self._held is not None:
+            held, self._held = self._held, None
+            for message in held.release(seen):
                 data = self.connection.wire.encode(message)
                 if data:
                     self.connection.write(data)
+        self._subscribe(seen)
 
     def _subscribe(self, seen: Snapshot | None = None) -> None:
         """Begins to get what is published, if the user may read it."""
         if self.access.broadcast and self._subscription is None:
             connection = self.connection
             self._subscription = connection.services.hub.subscribe(
-                self.topic_key, connection.wire, connection.write, seen=seen
+                self.topic_key, connection.wire, connection.write, seen=seen, over=self._flooded
             )
+
+    def _flooded(self) -> None:
+        self.end("Too many messages per second", limit="max_deliveries_per_second")
+
+    @property
+    def own_subscription(self) -> Subscription | None:
+        """Which one does not get what the channel itself sends."""
+        return None if self.join.broadcast_self else self._subscription
 
     @property
     def subscriptions(self) -> list[Subscription]:
@@ -158,9 +215,13 @@ class Channel(Asking):
             self._subscription = None
         if self._tracker is not None:
             self._tracker.close()
-        if self._tap is not None:
-            services.hub.untap(self._tap)
-            self._tap = None
+        if self._persister is not None:
+            self._persister.close()
+        if self.join.private:
+            services.rechecks.remove(self.sub_topic, self)
+        if self._held is not None:
+            self._held.drop()
+            self._held = None
         if self._timer is not None:
             self._timer.cancel()
         if self.join.replication_ready:
@@ -170,11 +231,20 @@ class Channel(Asking):
         self.connection.send(self.connection.framing.error(self.topic, join_ref=self.join_ref))
         self.connection.forget(self)
 
-    def end(self, message: str) -> None:
-        """Ends it with a reason: a system message, then phx_close (PROTOCOL 5)."""
+    def end(self, message: str, *, limit: str | None = None) -> None:
+        """Ends it with a reason: a system message, then phx_close (PROTOCOL 5).
+
+        Args:
+            message: for the client.
+            limit: which one it was over, if that is why.
+        """
         self.say(message, ok=False)
         self.close()
-        self.connection.services.log.info("channel %s ended: %s", self.topic, message)
+        services = self.connection.services
+        if limit is None:
+            services.log.info("channel %s ended: %s", self.topic, message)
+        else:
+            services.limits.over(limit, "channel %s ended: %s", self.topic, message)
 
     def close(self) -> None:
         """Ends it for good, for the client too."""
@@ -200,13 +270,14 @@ class Channel(Asking):
 
     def receive(self, push: Push) -> None:
         """Takes a push that is not a join."""
-        if self.state is State.ASKING:
+        if self.state is State.ASKING and not self._leaves_early(push):
             self.keep(push)
         elif push.event == "broadcast":
-            if self.connection.may_send():
+            limit = self.connection.limit_reached(push)
+            if limit is None:
                 self._broadcast(push)
             else:
-                self.end("Too many messages per second")
+                self.end(_TOO_MANY[limit], limit=limit)
         elif push.event == "phx_leave":
             self.reply(push)
             self.close()
@@ -215,6 +286,10 @@ class Channel(Asking):
         elif push.event == "presence":
             self._tracking.receive(push)
         # An unknown event is ignored: no reply, nothing closed.
+
+    def _leaves_early(self, push: Push) -> bool:
+        """Whether it is a leave that need not wait until all that is stored has been sent."""
+        return push.event == "phx_leave" and self.holds and self._timer is not None
 
     @property
     def _tracking(self) -> Tracker:
@@ -233,23 +308,36 @@ class Channel(Asking):
     # Broadcast (PROTOCOL 7.1)
 
     def _broadcast(self, push: Push) -> None:
+        wish = _persist_wish(push)
+        if isinstance(wish, str) or (wish is not None and not self.join.private):
+            self._persisting.refuse(push, wish if isinstance(wish, str) else PUBLIC)
+            return
         if self._may_write is None:
             self.ask(self._ask_to_write, push)
             return
         if not self._may_write:
-            return  # dropped without a reply, even if one was asked for
+            if wish is not None:
+                self._persisting.refuse(push, UNAUTHORIZED)
+            return  # else dropped without a reply, even if one was asked for
         services = self.connection.services
         if len(push.payload) > services.settings.max_payload_bytes:
-            services.dropped_too_large += 1
-            text = "PayloadSizeExceeded: a broadcast of %d bytes to %s was not sent"
-            services.log.warning(text, len(push.payload), self.topic)
-            if self.join.broadcast_ack:
+            text = "a broadcast of %d bytes to %s was not sent"
+            services.limits.over("max_payload_bytes", text, len(push.payload), self.topic)
+            if wish is not None:
+                self._persisting.refuse(push, TOO_LARGE)
+            elif self.join.broadcast_ack:
                 self.reply(push, b'"payload_size_exceeded"', ok=False)
+            else:  # nothing was asked, but a message was lost
+                self.say("payload_size_exceeded", ok=False)
+            return
+        if wish is not None:
+            self._persisting.store(push, wish)
+            return
+        if self._persister is not None and self._persister.wait(partial(self._broadcast, push)):
             return
         message = self._message(push)
         if message is not None:
-            besides = None if self.join.broadcast_self else self._subscription
-            services.hub.publish(self.topic_key, message, besides=besides)
+            services.hub.publish(self.topic_key, message, besides=self.own_subscription)
         if self.join.broadcast_ack:
             self.reply(push)
 
@@ -265,9 +353,21 @@ class Channel(Asking):
     async def _ask_to_write(self, push: Push) -> Then:
         granted = await self.write_access("broadcast")
         if granted is None:
-            return self.drop_waiting_broadcasts  # the next one asks again
+            return partial(self._unchecked, push)
         self._may_write = granted
         return partial(self._broadcast, push)
+
+    def _unchecked(self, push: Push) -> None:
+        """Drops a broadcast that nobody knows about, and those that wait. The next one asks."""
+        for one in (push, *self.drop_waiting_broadcasts()):
+            if _persist_wish(one) is not None:
+                self._persisting.refuse(one, UNCHECKED)
+
+    @property
+    def _persisting(self) -> Persister:
+        if self._persister is None:
+            self._persister = Persister(self)
+        return self._persister
 
     async def write_access(self, extension: Extension) -> bool | None:
         """Asks for a right to write; None if the policies could not be asked."""
@@ -281,19 +381,27 @@ class Channel(Asking):
             services.log.warning("write to %s not checked: %s", self.topic, error)
             return None
         if not granted:
-            services.log.info("write to %s denied: %s", self.topic, granted.reason)
+            services.log.info("write to %s denied: %s", self.topic, granted.why_not)
         return bool(granted)
 
     # Tokens (PROTOCOL 5 and 6)
 
     def watch_token(self) -> None:
-        """Looks at the token again when it ends, and at least every five minutes."""
+        """Looks at the token again when it ends, and at least every five minutes.
+
+        And at the policies, when that is due.
+        """
         if self._timer is not None:
             self._timer.cancel()
         services = self.connection.services
         assert self.claims is not None, "a channel is not joined without"
-        due = min(self.claims.exp, services.now() + RECHECK_SECONDS)
+        due = min(self.claims.exp, services.now() + RECHECK_SECONDS, self._check_at)
         self._timer = services.wheel.schedule(due, self._check_token)
+
+    def keys_changed(self) -> None:
+        """Looks at the token at once, unless the join is still to be answered."""
+        if self._timer is not None:
+            self._check_token()
 
     def _check_token(self) -> None:
         """By then its key may have been retired, too."""
@@ -302,8 +410,11 @@ class Channel(Asking):
             services.keys.verify_known(self.token, services.now())
         except TokenError as error:
             self.end(error.close)
-        else:
-            self.watch_token()
+            return
+        if services.now() >= self._check_at:
+            self._check_at = math.inf
+            services.rechecks.ask(self)
+        self.watch_token()
 
     def _access_token(self, push: Push) -> None:
         try:
@@ -328,16 +439,81 @@ class Channel(Asking):
         if not access:
             text = "You do not have permissions to read from this Channel topic"
             return partial(self.end, f"{text}: {self.sub_topic}")
-        if self.access.broadcast > access.broadcast or self.access.presence > access.presence:
-            text = "You no longer have permission to read from this Channel topic"
-            return partial(self.end, f"{text}: {self.sub_topic}")
+        if self._loses(access):
+            return partial(self.end, f"{NO_LONGER}: {self.sub_topic}")
         return partial(self._renewed, token, claims, access)
+
+    def _loses(self, access: Access) -> bool:
+        """Whether what may be read now is less than it was."""
+        before = self.access
+        return before.broadcast > access.broadcast or before.presence > access.presence
 
     def _renewed(self, token: str, claims: Claims, access: Access) -> None:
         self.token, self.claims, self.access = token, claims, access
+        self.forget_rights()
+        self._rights_are_known()
+        self._subscribe()
+        self.watch_token()
+
+    # Rights, again (`rechecks`)
+
+    def _rights_are_known(self) -> None:
+        """The policies have just been asked what may be read."""
+        if self.join.private:
+            services = self.connection.services
+            self._check_at = services.rechecks.next_at(services.now())
+
+    def forget_rights(self) -> None:
         if self.join.private:
             self._may_write = None
             if self._tracker is not None:
                 self._tracker.may_track = None
+
+    async def check_again(self) -> None:
+        if self.state is State.JOINED:
+            self.state = State.ASKING
+            await self._ask(self._check)
+        elif self.state is State.ASKING:
+            self._check_due = True  # the answer to what is asked may be older
+
+    def answered(self) -> None:
+        if self._check_due:
+            self._check_due = False
+            self.ask(self._check)
+
+    async def _check(self) -> Then:
+        services, headers = self.connection.services, self.connection.headers
+        assert self.claims is not None, "a channel is not joined without"
+        may_track = None
+        try:
+            access = await services.policies.read_access(self.sub_topic, self.claims, headers)
+            if self._tracker is not None and self._tracker.tracks:
+                may_track = await services.policies.write_access(
+                    self.sub_topic, self.claims, headers, "presence"
+                )
+        except CheckFailed as error:
+            services.log.warning("rights to %s not checked again: %s", self.topic, error)
+            return self._check_later
+        if self._loses(access):
+            return partial(self.end, f"{NO_LONGER}: {self.sub_topic}")
+        return partial(self._checked, access, may_track is not None and not may_track)
+
+    def _check_later(self) -> None:
+        """It goes on as it is, for a database that is away must not end all channels."""
+        services = self.connection.services
+        again = partial(services.rechecks.ask, self)
+        services.wheel.schedule(services.now() + RETRY_SECONDS, again)
+
+    def _checked(self, access: Access, untrack: bool) -> None:
+        self.access = access
+        self.forget_rights()
+        if untrack and self._tracker is not None:
+            self._tracker.untrack()
+        self._rights_are_known()
         self._subscribe()
         self.watch_token()
+
+
+def _persist_wish(push: Push) -> Persist | str | None:
+    """Whether a broadcast is to be stored; or what is wrong with the wish."""
+    return None if push.metadata is None else read_persist(push.metadata.get("persist"))

@@ -7,25 +7,28 @@ answered at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from realtime_db.auth.access import CheckFailed
-from realtime_db.auth.tokens import TokenError
+from realtime_db.auth.tokens import Expired, TokenError
+from realtime_db.cursors import Cursor
 from realtime_db.hub import Wire
-from realtime_db.protocol.broadcast import Replayed
+from realtime_db.protocol.broadcast import Replayed, messages_missing
 from realtime_db.protocol.channel import Channel
 from realtime_db.protocol.frames import Frame, Framing
-from realtime_db.protocol.join import Join, parse_join
+from realtime_db.protocol.join import Join, asks_for_cursor, parse_join
 from realtime_db.protocol.limits import Rate
 from realtime_db.protocol.pushes import MalformedFrame, Push
 from realtime_db.protocol.questions import Then
+from realtime_db.protocol.replaying import Again
 from realtime_db.protocol.services import Services as Services
 
 GOING_AWAY: Final = 1001
+RESTARTING: Final = 1012
 MAX_TOPIC_BYTES: Final = 246
 """Of a sub-topic; a binary frame has 255 for the whole one (PROTOCOL 3)."""
 MAX_WAITING_BYTES: Final = 1_048_576
@@ -35,6 +38,11 @@ PUSH_BYTES: Final = 400
 _PHOENIX: Final = "phoenix"
 _PREFIX: Final = "realtime:"
 _JOIN_RATE: Final = "ClientJoinRateLimitReached: Too many joins per second"
+_TOO_MANY_CHANNELS: Final = "ChannelRateLimitReached: Too many channels"
+_LIMITS: Final = {
+    _JOIN_RATE: "max_joins_per_second",
+    _TOO_MANY_CHANNELS: "max_channels_per_connection",
+}
 
 
 class Connection:
@@ -51,11 +59,12 @@ class Connection:
         start: runs a coroutine beside, and cancels it when the connection ends.
         close: closes the WebSocket with a code and a reason.
         read: says whether to read more from the client, or to let it wait.
+        drained: waits until the client has taken nearly all that was written; false if it is gone.
     """
 
     __slots__ = (
-        "_may_send", "_waiting_bytes", "channels", "close", "framing", "headers", "key", "read",
-        "send", "services", "start", "wire", "write",
+        "_bytes", "_messages", "_waiting_bytes", "channels", "close", "drained", "framing",
+        "headers", "key", "read", "send", "services", "start", "wire", "write",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +80,7 @@ class Connection:
         start: Callable[[Coroutine[Any, Any, None]], object],
         close: Callable[[int, str], None],
         read: Callable[[bool], None],
+        drained: Callable[[], Awaitable[bool]],
     ) -> None:
         self.services = services
         self.framing = framing
@@ -82,8 +92,10 @@ class Connection:
         self.start = start
         self.close = close
         self.read = read
+        self.drained = drained
         self.channels: dict[str, Channel] = {}
-        self._may_send = Rate(services.settings.max_messages_per_second)
+        self._messages = Rate(services.settings.max_messages_per_second)
+        self._bytes = Rate(services.settings.max_bytes_per_second)
         self._waiting_bytes = 0
 
     def receive(self, data: bytes, *, binary: bool) -> None:
@@ -94,11 +106,23 @@ class Connection:
             self._malformed(error)
             return
         if push.topic == _PHOENIX and push.event == "heartbeat":
-            self.send(self.framing.reply(_PHOENIX, join_ref=None, ref=push.ref))
+            self._heartbeat(push)
         elif push.event == "phx_join":
             self._join(push)
         else:
             self.route(push)
+
+    def _heartbeat(self, push: Push) -> None:
+        """Answers; a client that asks for it is told the cursor of who has been given all so far.
+
+        It is not that of a channel that is still being sent what is stored.
+        """
+        cursor = ""
+        if push.payload != b"{}" and asks_for_cursor(push.payload):
+            is_behind = any(channel.holds for channel in self.channels.values())
+            cursor = "" if is_behind else self.services.progress.now
+        response = b'{"cursor":"%b"}' % cursor.encode() if cursor else b"{}"
+        self.send(self.framing.reply(_PHOENIX, join_ref=None, ref=push.ref, response=response))
 
     def route(self, push: Push) -> None:
         """Hands a push to its channel, if there is one."""
@@ -116,18 +140,22 @@ class Connection:
     def _unmatched(self, push: Push) -> None:
         self.send(self.framing.refuse(push.topic, "unmatched topic", join_ref=None, ref=push.ref))
 
-    def may_send(self) -> bool:
-        """Counts a message of the client; whether it stays within the limit."""
-        return self._may_send.allow(self.services.now())
+    def limit_reached(self, push: Push) -> str | None:
+        """Counts a message of the client; the setting that it is over, if it is."""
+        now = self.services.now()
+        if not self._messages.allow(now):
+            return "max_messages_per_second"
+        if not self._bytes.allow(now, len(push.payload)):
+            return "max_bytes_per_second"
+        return None
 
-    def waits(self, payload_bytes: int) -> None:
-        """Counts a push that waits for an answer (negative: that does no longer).
+    def waits(self, payload_bytes: int, pushes: int = 1) -> None:
+        """Counts a push that waits for an answer; or with -1, that does no longer.
 
         A client with too many of them is not read from until they are fewer.
         """
         before = self._waiting_bytes
-        more = payload_bytes + (PUSH_BYTES if payload_bytes >= 0 else -PUSH_BYTES)
-        self._waiting_bytes = before + more
+        self._waiting_bytes = before + pushes * (payload_bytes + PUSH_BYTES)
         if before <= MAX_WAITING_BYTES < self._waiting_bytes:
             self.read(False)
         elif self._waiting_bytes <= MAX_WAITING_BYTES < before:
@@ -139,6 +167,10 @@ class Connection:
         for channel in self.channels.values():
             for subscription in channel.subscriptions:
                 subscription.write = write
+
+    def throw_out(self) -> None:
+        """Ends it, for its client is too far behind, or too much is kept for it."""
+        self.close(GOING_AWAY, "")
 
     def forget(self, channel: Channel) -> None:
         """Ends a channel without a word."""
@@ -159,6 +191,25 @@ class Connection:
         text = "Server requested disconnect"
         for channel in self.channels.values():
             channel.say(text, ok=True)
+
+    def keys_changed(self) -> bool:
+        """Ends what the keys do not open any more: channels, or all of it (PROTOCOL 4).
+
+        Returns:
+            Whether the connection goes on.
+        """
+        services = self.services
+        try:
+            services.keys.verify_known(self.key, services.now())
+        except Expired:
+            pass  # nobody asks for it after the handshake (PROTOCOL 6)
+        except TokenError:
+            self.disconnect_requested()
+            self.close(RESTARTING, "Keys have changed")
+            return False
+        for channel in list(self.channels.values()):
+            channel.keys_changed()
+        return True
 
     # Joins (PROTOCOL 5)
 
@@ -190,12 +241,12 @@ class Connection:
             claims = None  # there may be a new key by now
         channel = Channel(self, push.topic, _join_ref(push), join, token, claims)
         self.channels[push.topic] = channel
-        if claims is None or join.private:
+        if claims is None or join.private or join.cursor is not None:
             channel.ask(self._ask_to_join, channel, push)
         elif join.replay_refusal is not None:
             self._refuse_channel(channel, push, join.replay_refusal)
         else:
-            self._joined(channel, push, Replayed([]))
+            self._joined(channel, push)
 
     def _refusal(self, topic: str, join: Join) -> str | None:
         """Why a join is refused before anything is asked, in the order of PROTOCOL 5."""
@@ -212,11 +263,15 @@ class Connection:
         if not services.joins.allow(services.now()):
             return _JOIN_RATE
         if len(self.channels) >= settings.max_channels_per_connection:
-            return "ChannelRateLimitReached: Too many channels"
+            return _TOO_MANY_CHANNELS
         return None
 
     def _refuse(self, push: Push, reason: str) -> None:
-        self.services.log.info("join of %.300s refused: %s", push.topic, reason)
+        limit = _LIMITS.get(reason)
+        if limit is None:
+            self.services.log.info("join of %.300s refused: %s", push.topic, reason)
+        else:
+            self.services.limits.over(limit, "join of %.300s refused", push.topic)
         self.send(self.framing.refuse(push.topic, reason, join_ref=_join_ref(push), ref=push.ref))
 
     def _refuse_channel(self, channel: Channel, push: Push, reason: str) -> None:
@@ -230,12 +285,14 @@ class Connection:
             reason = await self._why_not(channel)
             if reason is not None:
                 return partial(refuse, reason)
-            replayed = Replayed([])
+            if channel.join.cursor is not None:
+                return await self._resume(channel, push, channel.join.cursor)
             if channel.join.replay is not None and channel.is_open:
                 channel.hold()
                 replayed = await self.services.stored.latest(
-                    channel.sub_topic, channel.join.replay, tuple(self.services.committed)
+                    channel.sub_topic, channel.join.replay, self.services.progress
                 )
+                return partial(self._replayed, channel, push, replayed)
         except TokenError as error:
             return partial(refuse, error.join)
         except CheckFailed as error:
@@ -244,7 +301,7 @@ class Connection:
         except Exception:
             self.services.log.exception("the join of %s failed", channel.topic)
             return partial(refuse, "Unknown Error on Channel")
-        return partial(self._joined, channel, push, replayed)
+        return partial(self._joined, channel, push)
 
     async def _why_not(self, channel: Channel) -> str | None:
         """Asks for keys and policies; why the join is refused, if it is."""
@@ -259,19 +316,63 @@ class Connection:
         )
         if not access and access.reason:
             services.log.info("read of %s denied: %s", channel.topic, access.reason)
-        if not access or (channel.join.replay is not None and not access.broadcast):
+        wants_messages = channel.join.replay is not None or channel.join.cursor is not None
+        if not access or (wants_messages and not access.broadcast):
             text = "Unauthorized: You do not have permissions to read from this Channel topic"
             return f"{text}: {channel.sub_topic}"
         return channel.join.replay_refusal
 
-    def _joined(self, channel: Channel, push: Push, replayed: Replayed) -> None:
-        response = b'{"postgres_changes":[%b]}' % _answered_changes(channel.join)
+    async def _resume(self, channel: Channel, push: Push, cursor: Cursor) -> Then:
+        """A join that goes on after a cursor. It is answered before all has been read."""
+        services = self.services
+        answered = False
+        try:
+            async with services.stored.resume(
+                [channel.sub_topic],
+                private=channel.join.private,
+                cursor=cursor,
+                progress=services.progress,
+                subscriber=channel,
+            ) as resumption:
+                if channel.is_open:
+                    answered = True
+                    after = resumption.cursor if resumption.is_empty else str(cursor)
+                    self._answer(channel, push, after, resumption.gap)
+                return await channel.resume(resumption)
+        except CheckFailed as error:
+            if not answered:
+                raise
+            services.log.warning("resume of %s failed: %s", channel.topic, error)
+            return channel.crash
+
+    def _replayed(self, channel: Channel, push: Push, replayed: Replayed) -> None:
+        """A join that wants the latest; the last of them has the cursor."""
+        again = Again(channel)
+        self._answer(channel, push, "" if replayed.messages else replayed.cursor)
+        again.send(replayed.messages)
+        again.end(replayed.cursor)
+        channel.caught_up(replayed.seen)
+
+    def _joined(self, channel: Channel, push: Push) -> None:
+        self._answer(channel, push, self.services.progress.here)
+        channel.caught_up(None)
+
+    def _answer(self, channel: Channel, push: Push, cursor: str, gap: str | None = None) -> None:
+        """Says that a channel is joined, and from where on it is given everything."""
+        response = b'{"postgres_changes":[%b]' % _answered_changes(channel.join)
+        if cursor:
+            response += b',"cursor":"%b"' % cursor.encode()
+        if gap is not None:
+            response += b',"gap":"%b"' % gap.encode()
+        response += b"}"
         self.send(
             self.framing.reply(
                 channel.topic, join_ref=channel.join_ref, ref=push.ref, response=response
             )
         )
-        channel.opened(replayed)
+        channel.opened()
+        if gap is not None:
+            channel.say(messages_missing(gap), ok=False)
 
 
 def _answered_changes(join: Join) -> bytes:

@@ -145,9 +145,10 @@ class Framing:
         id: str,
         join_ref: str | None,
         binary: bool = False,
+        cursor: str = "",
     ) -> Frame | None:
         """Sends a stored message again. Returns and raises what `user_broadcast` does."""
-        meta = b'{"replayed":true,"id":%b}' % _json(id)
+        meta = replay_meta(id, cursor)
         if binary:
             return self.user_broadcast(topic, event, payload, meta=meta, binary=True)
         return self.text(topic, "broadcast", _wrap(event, payload, meta), join_ref=join_ref)
@@ -247,8 +248,15 @@ def framing(vsn: str | None) -> Framing | None:
     return V1 if match[1] == "1" else V2
 
 
-def live_meta(id: str) -> bytes:
+def replay_meta(id: str, cursor: str = "") -> bytes:
+    """The `meta` of a message that is sent again."""
+    return b'{"replayed":true,%b' % live_meta(id, cursor)[1:]
+
+
+def live_meta(id: str, cursor: str = "") -> bytes:
     """The `meta` of a message that has an id and is no replay."""
+    if cursor:
+        return b'{"id":%b,"cursor":"%b"}' % (_json(id), cursor.encode())
     return b'{"id":%b}' % _json(id)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeGuard
 
 import msgspec
 
+from realtime_db.cursors import Cursor, InvalidCursor
 from realtime_db.protocol.pushes import MalformedFrame
 
 REPLAY_ON_PUBLIC_CHANNEL: Final = (
@@ -48,6 +49,7 @@ class Join:
         broadcast_self: whether the channel gets its own broadcasts.
         replication_ready: whether it is told when the database stream runs.
         replay: what to send it after the join.
+        cursor: what the client has been given; it is sent all that came after it.
         replay_refusal: the reason with which its wish for a replay refuses the join.
         presence_enabled: whether it follows presence from the start.
         presence_key: under which key it tracks; None to make one up.
@@ -60,6 +62,7 @@ class Join:
     broadcast_self: bool = False
     replication_ready: bool = False
     replay: Replay | None = None
+    cursor: Cursor | None = None
     replay_refusal: str | None = None
     presence_enabled: bool = False
     presence_key: str | None = None
@@ -94,6 +97,7 @@ def parse_join(payload: bytes, *, max_replay: int = 25) -> Join:
         broadcast_self=_flag(broadcast.get("self")),
         replication_ready=_flag(broadcast.get("replication_ready")),
         replay=replay if isinstance(replay, Replay) else None,
+        cursor=replay if isinstance(replay, Cursor) else None,
         replay_refusal=replay if isinstance(replay, str) else None,
         presence_enabled=_flag(presence.get("enabled")),
         presence_key=_text(presence.get("key")) or None,
@@ -104,13 +108,32 @@ def parse_join(payload: bytes, *, max_replay: int = 25) -> Join:
     )
 
 
-def _replay(broadcast: dict[str, Any], private: bool, max_replay: int) -> Replay | str | None:
-    """What is to be replayed, or the reason why the join is refused (PROTOCOL 7.4)."""
+def asks_for_cursor(payload: bytes) -> bool:
+    """Whether the payload of a heartbeat wants to hear how far its client has been served."""
+    try:
+        return _object(_decode(payload)).get("cursor") is True
+    except (ValueError, RecursionError):
+        return False
+
+
+def _replay(
+    broadcast: dict[str, Any], private: bool, max_replay: int
+) -> Replay | Cursor | str | None:
+    """What is to be replayed, or the reason why the join is refused (PROTOCOL 7.4).
+
+    A cursor goes on where a client was, on public channels as well; it counts before all else.
+    """
     if "replay" not in broadcast:
         return None
+    wish = broadcast["replay"]
+    cursor = _object(wish).get("cursor")
+    if cursor is not None:
+        try:
+            return Cursor.parse(_text(cursor) or "")
+        except InvalidCursor:
+            return REPLAY_NOT_VALID
     if not private:
         return REPLAY_ON_PUBLIC_CHANNEL
-    wish = broadcast["replay"]
     if not isinstance(wish, dict):
         return None
     since = wish.get("since")

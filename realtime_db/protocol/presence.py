@@ -85,6 +85,10 @@ class Presences:
             del self._topics[topic]
         return _diff(joins=[], leaves=[before])
 
+    def tracks(self, topic: tuple[str, bool], owner: object) -> bool:
+        """Whether an owner says anything."""
+        return owner in self._topics.get(topic, ())
+
     def state(self, topic: tuple[str, bool]) -> bytes:
         """Everybody on a topic, for `presence_state`."""
         return _by_key(list(self._topics.get(topic, {}).values()))
@@ -134,8 +138,12 @@ class Tracker:
             connection.framing.presence_state(channel.topic, state, join_ref=channel.join_ref)
         )
         self.subscription = services.presence_hub.subscribe(
-            channel.topic_key, connection.wire, connection.write
+            channel.topic_key, connection.wire, connection.write, over=self._flooded
         )
+
+    def _flooded(self) -> None:
+        text = "Too many presence messages per second"
+        self._channel.end(text, limit="max_deliveries_per_second")
 
     def receive(self, push: Push) -> None:
         """Takes a push of the event `presence`."""
@@ -143,7 +151,7 @@ class Tracker:
         event, payload = read_content(push.payload)
         event = (event or "").lower()
         if event == "untrack":
-            self._untrack()
+            self.untrack()
             channel.reply(push)
         elif event != "track":
             channel.reply(push, ok=False)
@@ -151,9 +159,9 @@ class Tracker:
             reason = b'{"reason":"Presence track payload must be a map"}'
             channel.reply(push, reason, ok=False)
         elif len(payload) > channel.connection.services.settings.max_payload_bytes:
-            channel.end("Track message size exceeded")
-        elif not channel.connection.may_send():
-            channel.end("Client presence rate limit exceeded")
+            channel.end("Track message size exceeded", limit="max_payload_bytes")
+        elif (limit := channel.connection.limit_reached(push)) is not None:
+            channel.end("Client presence rate limit exceeded", limit=limit)
         elif self.may_track is None:
             channel.ask(self._ask_to_track, push, payload)
         else:
@@ -173,7 +181,14 @@ class Tracker:
         self._publish(presences.track(channel.topic_key, channel, self._key, payload))
         channel.reply(push)
 
-    def _untrack(self) -> None:
+    @property
+    def tracks(self) -> bool:
+        """Whether others see the channel."""
+        channel = self._channel
+        return channel.connection.services.presences.tracks(channel.topic_key, channel)
+
+    def untrack(self) -> None:
+        """Takes back what the channel said about itself."""
         channel = self._channel
         diff = channel.connection.services.presences.untrack(channel.topic_key, channel)
         if diff is not None:
@@ -189,4 +204,4 @@ class Tracker:
         if self.subscription is not None:
             self._channel.connection.services.presence_hub.unsubscribe(self.subscription)
             self.subscription = None
-        self._untrack()
+        self.untrack()

@@ -68,12 +68,21 @@ class Asking:
         except Exception:
             self.connection.services.log.exception("a question of %s failed", self.topic)
             then = self.crash
+        self.go_on(then)
+
+    def go_on(self, then: Then) -> None:
+        """Does what was waited for, and takes what came meanwhile."""
         if self.state is not State.ASKING:
             self._drop_waiting()
             return
         self.state = State.JOINED
         then()
+        if self.state is State.JOINED:
+            self.answered()
         self._take_waiting()
+
+    def answered(self) -> None:
+        """Nothing is asked any more; may ask something else, before what waits is taken."""
 
     def crash(self) -> None:
         """Ends it, such that its client joins again in a second."""
@@ -89,26 +98,29 @@ class Asking:
     def _take_waiting(self) -> None:
         while self._waiting and self.state is not State.ASKING:
             push = self._waiting.popleft()
-            self.connection.waits(-len(push.payload))
+            self.connection.waits(len(push.payload), -1)
             if self.state is State.JOINED:
                 self.receive(push)
             else:
                 self.connection.route(push)
 
-    def drop_waiting_broadcasts(self) -> None:
+    def drop_waiting_broadcasts(self) -> list[Push]:
         """Forgets the broadcasts that wait, as the one that could not be asked about."""
         waiting, self._waiting = self._waiting or deque(), deque()
+        dropped = []
         for push in waiting:
             if push.event == "broadcast":
-                self.connection.waits(-len(push.payload))
+                self.connection.waits(len(push.payload), -1)
+                dropped.append(push)
             else:
                 self._waiting.append(push)
+        return dropped
 
     def _drop_waiting(self) -> None:
         """Forgets all pushes that wait."""
         waiting, self._waiting = self._waiting or deque(), None
         for push in waiting:
-            self.connection.waits(-len(push.payload))
+            self.connection.waits(len(push.payload), -1)
 
 
 class _Content(msgspec.Struct):

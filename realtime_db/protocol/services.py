@@ -7,22 +7,23 @@ Above is the server, which puts it together; below are the connections and chann
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Collection, Mapping
-from typing import Final, Literal, Protocol
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Literal, Protocol
 
 from realtime_db.auth.access import Access, WriteAccess
 from realtime_db.auth.tokens import Claims
+from realtime_db.cursors import Cursor, Snapshot
 from realtime_db.hub import Hub
-from realtime_db.protocol.broadcast import Replayed
+from realtime_db.progress import Known, Progress
+from realtime_db.protocol.broadcast import Broadcast, Replayed
 from realtime_db.protocol.join import Replay
-from realtime_db.protocol.limits import Rate
+from realtime_db.protocol.limits import Limits, Rate
+from realtime_db.protocol.persist import OwnMessages, ToStore
 from realtime_db.protocol.presence import Presences
+from realtime_db.protocol.rechecks import Rechecks
 from realtime_db.settings import Settings
 from realtime_db.wheel import Wheel
-
-COMMITTED: Final = 4096
-"""How many transactions may be on their way from the WAL to the snapshots at once."""
 
 Extension = Literal["broadcast", "presence"]
 
@@ -55,11 +56,73 @@ class Policies(Protocol):
         """Raises CheckFailed."""
 
 
-class Stored(Protocol):
-    """What reads stored messages; `stored` in the server."""
+class Polls(Protocol):
+    """What asks the table for what is new; `polling` in the server."""
 
-    async def latest(self, topic: str, replay: Replay, committed: Collection[int] = ()) -> Replayed:
-        """What there is, of all `committed` transactions at least; raises CheckFailed."""
+    async def checkpoint(self) -> Snapshot:
+        """What has an order by now, and so may be sent again; raises RealtimeDbError."""
+
+    async def known(
+        self, connection: Any, transaction_ids: Collection[int], since_us: int
+    ) -> Known:
+        """The order of transactions, asked in the transaction that reads their messages."""
+
+
+class Stored(Protocol):
+    """What reads stored messages; `stored` in the server.
+
+    Attributes:
+        polls: what tells the order of what is stored; None if the WAL does.
+    """
+
+    polls: Polls | None
+
+    async def latest(self, topic: str, replay: Replay, progress: Progress) -> Replayed:
+        """What there is, of all that was handed on at least; raises CheckFailed."""
+
+    def resume(
+        self,
+        topics: Collection[str],
+        *,
+        private: bool,
+        cursor: Cursor,
+        progress: Progress,
+        subscriber: Subscriber,
+    ) -> AbstractAsyncContextManager[Resumption]:
+        """What came after a cursor, while the block lasts; raises CheckFailed."""
+
+
+class Subscriber(Protocol):
+    """Who is sent what is stored: a channel, or a stream of events."""
+
+    def hold(self) -> None:
+        """Keeps what is published from now on."""
+
+    def skip(self, seen: Snapshot) -> None:
+        """Forgets of it what a snapshot shows: that comes from the table."""
+
+
+class Resumption(Protocol):
+    """What came after a cursor, up to a moment."""
+
+    @property
+    def seen(self) -> Snapshot:
+        """What there was at that moment. The WAL may bring it later."""
+
+    @property
+    def cursor(self) -> str:
+        """Says that all of it has been given."""
+
+    @property
+    def gap(self) -> str | None:
+        """Messages up to this time may be missing."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing came."""
+
+    def pages(self) -> AsyncIterator[list[Broadcast]]:
+        """The messages in their order; raises CheckFailed."""
 
 
 class WalReader(Protocol):
@@ -74,6 +137,16 @@ class WalReader(Protocol):
         """How far it has got."""
 
 
+class RevocationRow(Protocol):
+    """What `realtime.revoke` wrote, as it comes back; `wal.pgoutput` in the server."""
+
+    @property
+    def payload(self) -> bytes | None: ...
+
+    @property
+    def transaction_id(self) -> int: ...
+
+
 class Services:
     """What the connections of a server share.
 
@@ -81,11 +154,17 @@ class Services:
         presence_hub: brings presence to those on a topic who may know.
         joins: how many of them there may be.
         presences: who is where.
-        dropped_too_large: broadcasts of clients over the size limit.
-        slow_clients: those that were thrown out.
-        committed: the latest transactions that the WAL brought, oldest first. It may bring one
-            before queries see it: a commit is in the WAL first, and then in their snapshots.
+        limits: where everything goes that is over one.
+        progress: what has been handed on of what is stored.
+        rechecks: who is on private channels; `rechecking` asks the policies about them again.
+        to_store: what clients want stored; `storing` does it.
+        own: which of the stored messages that come back are whose.
         restarting: whether the server is about to end.
+        standby: whether another server leads; clients are sent away then.
+        leading: whether this one does, or needs no leader.
+        slot_state: why messages do not come, while they do not.
+        recoveries: how often a slot was lost, and what it did not bring came from the table.
+        gaps: how often some of that was no longer stored.
         reader: what follows the WAL; None while nothing does.
     """
 
@@ -103,7 +182,9 @@ class Services:
     ) -> None:
         self.settings = settings
         self.hub = hub
-        self.presence_hub = Hub(hub.call_soon)
+        self.presence_hub = Hub(
+            hub.call_soon, max_per_second=settings.max_deliveries_per_second, now=now
+        )
         self.keys = keys
         self.policies = policies
         self.stored = stored
@@ -112,12 +193,16 @@ class Services:
         self.log = log
         self.joins = Rate(settings.max_joins_per_second)
         self.presences = Presences()
-        self.dropped_too_large = 0
-        self.slow_clients = 0
-        self.restarting = False
+        self.limits = Limits(wheel, now, log)
+        self.restarting = self.standby = self.leading = False
+        self.slot_state = "the WAL is not followed"
+        self.recoveries = self.gaps = 0
         self.reader: WalReader | None = None
-        self.committed: deque[int] = deque(maxlen=COMMITTED)
-        self._replicating = False
+        self.progress = Progress()
+        self.rechecks = Rechecks(settings.recheck_seconds)
+        self.to_store = ToStore()
+        self.own = OwnMessages()
+        self._replicating = self._has_replicated = False
         self._awaiting_replication: dict[Callable[[], None], None] = {}
 
     @property
@@ -129,10 +214,16 @@ class Services:
     def replicating(self, replicating: bool) -> None:
         self._replicating = replicating
         if replicating:
-            self.committed.clear()  # of another server, if there was a failover
+            if self._has_replicated:
+                self.rechecks.ask_all()
+            self._has_replicated = True
             waiting, self._awaiting_replication = self._awaiting_replication, {}
             for tell in waiting:
                 tell()
+
+    def revoke(self, row: RevocationRow) -> None:
+        """Asks the policies again about those whom a revocation is about."""
+        self.rechecks.revoke(row.payload, row.transaction_id)
 
     def await_replication(self, tell: Callable[[], None]) -> None:
         """Calls `tell` once the database stream runs, which may be now."""

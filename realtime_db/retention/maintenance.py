@@ -26,7 +26,13 @@ import psycopg
 from psycopg import errors, sql
 
 from realtime_db.database import Connection, connect, connection_failed
-from realtime_db.errors import MaintenanceError, MissingRight, NotInstalled, RealtimeDbError
+from realtime_db.errors import (
+    ForeignSchema,
+    MaintenanceError,
+    MissingRight,
+    NotInstalled,
+    RealtimeDbError,
+)
 from realtime_db.retention.plan import (
     Action,
     Kind,
@@ -36,6 +42,8 @@ from realtime_db.retention.plan import (
     days_left,
     make_plan,
 )
+from realtime_db.settings import MAX_SLOT_LAG_BYTES
+from realtime_db.wal import slots
 
 LEAVING: Final = "Being removed by realtime-db."
 """The comment on a partition that we have begun to remove; `realtime.partitions()` knows it."""
@@ -139,6 +147,7 @@ async def run_once(
     today: date | None = None,
     lock_wait_seconds: float = 5.0,
     detach_timeout_seconds: float = 30.0,
+    max_slot_lag_bytes: int = MAX_SLOT_LAG_BYTES,
 ) -> Report:
     """Makes the partitions that are missing and drops those past retention.
 
@@ -151,6 +160,8 @@ async def run_once(
         lock_wait_seconds: how long to wait for another maintainer to finish.
         detach_timeout_seconds: how long each detach may wait for readers of the table. What was
             begun by then is finished by a later run.
+        max_slot_lag_bytes: of WAL that the slot of a server may hold back while nobody reads it;
+            over it, it is dropped, and half of it is a problem already. 0 is no limit.
 
     Raises:
         ConnectionFailed: not reachable, login refused, or connection lost.
@@ -159,7 +170,7 @@ async def run_once(
     """
     async with connect(database_url) as connection:
         try:
-            run = _Run(connection, detach_timeout_seconds)
+            run = _Run(connection, detach_timeout_seconds, max_slot_lag_bytes)
             return await run.report(today, lock_wait_seconds)
         except psycopg.Error as error:
             if connection.broken:
@@ -174,6 +185,7 @@ async def run_every(
     on_report: Callable[[Report], object],
     lock_wait_seconds: float = 5.0,
     detach_timeout_seconds: float = 30.0,
+    max_slot_lag_bytes: int = MAX_SLOT_LAG_BYTES,
 ) -> None:
     """Runs, reports and waits, until it is cancelled.
 
@@ -186,6 +198,7 @@ async def run_every(
         on_report: is given the report of each run.
         lock_wait_seconds: as for `run_once`.
         detach_timeout_seconds: as for `run_once`.
+        max_slot_lag_bytes: as for `run_once`.
     """
     while True:
         pause = interval_seconds
@@ -194,6 +207,7 @@ async def run_every(
                 database_url,
                 lock_wait_seconds=lock_wait_seconds,
                 detach_timeout_seconds=detach_timeout_seconds,
+                max_slot_lag_bytes=max_slot_lag_bytes,
             )
         except (RealtimeDbError, psycopg.Error) as error:
             report = Report(problems=(str(error),))
@@ -207,6 +221,7 @@ async def check_owner(connection: Connection) -> None:
 
     Raises:
         NotInstalled: no `realtime.messages`, or too old a release of it.
+        ForeignSchema: a schema `realtime` that is not ours.
         MissingRight: the role does not own `realtime.messages`.
     """
     # By name in the catalogs: `to_regclass` needs a right on the schema.
@@ -221,6 +236,7 @@ async def check_owner(connection: Connection) -> None:
     )
     row = await cursor.fetchone()
     if row is None:
+        await _refuse_foreign(connection)
         raise NotInstalled(
             f"database {connection.info.dbname} has no realtime-db, or an older release of it",
             hint="Run `realtime-db migrate`.",
@@ -233,11 +249,35 @@ async def check_owner(connection: Connection) -> None:
         )
 
 
+async def _refuse_foreign(connection: Connection) -> None:
+    """A schema `realtime` with tables of which none is ours: installing is no help there."""
+    cursor = await connection.execute(
+        """
+        select from pg_class as c inner join pg_namespace as n on c.relnamespace = n.oid
+        where n.nspname = 'realtime'
+        having count(*) > 0 and not bool_or(
+            c.relname = 'realtime_db_release' or c.relname = 'messages' and exists (
+                select from pg_attribute as a
+                where a.attrelid = c.oid and a.attname = 'transaction_id'
+            )
+        ) and not exists (select from pg_extension where extname = 'realtime_db')
+        """
+    )
+    if await cursor.fetchone() is not None:
+        raise ForeignSchema(
+            f"the schema realtime of database {connection.info.dbname} is not of realtime-db",
+            hint="Use another database. `realtime-db status` says more.",
+        )
+
+
 class _Run:
     """One run on one connection; collects what becomes the report."""
 
-    def __init__(self, connection: Connection, detach_timeout_seconds: float) -> None:
+    def __init__(
+        self, connection: Connection, detach_timeout_seconds: float, max_slot_lag_bytes: int
+    ) -> None:
         self._connection = connection
+        self._max_slot_lag_bytes = max_slot_lag_bytes
         self._detach_timeout_ms = max(1, round(detach_timeout_seconds * 1000))
         self._created: list[str] = []
         self._finalized: list[str] = []
@@ -257,6 +297,7 @@ class _Run:
         locked = await self._locked(lock_wait_seconds)
         if locked:
             await self._maintain(today)
+            await self._look_at_slots()
         return Report(
             created=tuple(self._created),
             finalized=tuple(self._finalized),
@@ -299,6 +340,26 @@ class _Run:
             )
         except psycopg.Error as error:
             self._fail("old rows of realtime.send_errors stay", error)
+
+    async def _look_at_slots(self) -> None:
+        """Keeps the slot of a server that does not run from filling the disk."""
+        limit = self._max_slot_lag_bytes
+        for slot in await slots.look(self._connection):
+            if not limit or slot.active or (slot.retained_bytes or 0) <= limit // 2:
+                continue
+            held = f"nobody reads it, and it held back {slots.as_text(slot.retained_bytes)} of WAL"
+            if (slot.retained_bytes or 0) <= limit:
+                self._problems.append(
+                    f"replication slot {slot.name}: {held}; over {slots.as_text(limit)} it is "
+                    "dropped. Start its server, or: realtime-db slot drop"
+                )
+                continue
+            try:
+                await slots.drop(self._connection, slot.name)
+            except RealtimeDbError as error:
+                self._problems.append(f"replication slot {slot.name} stays, though {held}: {error}")
+            else:
+                self._problems.append(f"replication slot {slot.name} was dropped: {held}")
 
     # --- the three actions ----------------------------------------------------------------------
 

@@ -23,13 +23,29 @@ from realtime_db.transports.handshake import Refused, check_handshake, switching
 from realtime_db.transports.http import CORS, Handover, Request, Response
 from realtime_db.transports.openapi import DOCUMENT
 from realtime_db.transports.operations import MetricsPage, Ready
-from realtime_db.transports.rest import Batch, Rates, Single
+from realtime_db.transports.rest import Batch, Broadcasts, Rates, Single
 from realtime_db.transports.sse import Events, EventStream
 from realtime_db.transports.websocket import WebSocketProtocol
 
 _NOT_FOUND: Final = Response.json(404, {"error": "Not Found"})
 _NO_KEY: Final = Response.json(401, {"error": "API key is missing"})
-_FAILED: Final = Response.json(500, {"error": "Error connecting to Realtime"})
+_STANDBY_TEXT: Final = "This server is a standby: another one leads"
+_STANDBY: Final = Response.json(
+    503,
+    {"error": _STANDBY_TEXT, "message": _STANDBY_TEXT},
+    headers=(*CORS, ("retry-after", "1")),
+    logged=True,
+)
+_FAILED: Final = Response.json(500, {"error": "Error connecting to Realtime"}, logged=True)
+_TOO_MANY_USERS: Final = Response.json(429, {"error": "Too many connected users"}, logged=True)
+_TOO_MANY_JOINS: Final = Response.json(429, {"error": "Too many joins per second"}, logged=True)
+
+CHECKS_PER_TURN: Final = 200
+CHECKS_PAUSE_SECONDS: Final = 0.02
+"""After new keys, a token takes 40 us to verify: a third of our time, for so long as it takes."""
+
+OPERATIONS: Final = {"metrics": ("metrics",), "inspector": ()}
+"""What only `--ops-port` serves, if there is one: settings and their paths."""
 
 ALLOWED_HEADERS: Final = "apikey, authorization, content-type, x-client-info"
 PREFLIGHT_SECONDS: Final = 86_400
@@ -88,9 +104,11 @@ class Application:
             ("api", "ping"): _Fixed(Response.json(200, {"message": "Success"})),
             ("healthcheck",): _Fixed(Response(200, b"ok", "text/plain")),
             ("readyz",): Ready(services, watch),
-            ("metrics",): MetricsPage(self._metrics, watch),
-            **({(): _Fixed(inspector.page())} if services.settings.inspector else {}),
         }
+        if services.settings.metrics:
+            self._endpoints[OPERATIONS["metrics"]] = MetricsPage(self._metrics, watch)
+        if services.settings.inspector:
+            self._endpoints[OPERATIONS["inspector"]] = _Fixed(inspector.page())
 
     def answer_at_once(self, request: Request) -> Response | Handover | None:
         """What needs nobody to wait; None for all else."""
@@ -98,7 +116,9 @@ class Application:
         if isinstance(endpoint, Response):
             return endpoint
         try:
-            return endpoint.at_once(request)
+            answer = endpoint.at_once(request)
+            self._note(request, endpoint, answer)
+            return answer
         except Exception:
             return self._failed(request)
 
@@ -108,12 +128,54 @@ class Application:
         if isinstance(endpoint, Response):
             return endpoint
         try:
-            return await endpoint.later(request)
+            answer = await endpoint.later(request)
+            self._note(request, endpoint, answer)
+            return answer
         except Exception:
             return self._failed(request)
 
+    def refused(self, status: int, text: str) -> None:
+        """Something came that is no request, or too large a one."""
+        if status == 413:
+            self._services.limits.over("max_body_bytes", "a request was refused: %s", text)
+        else:
+            self._services.log.info("a request was refused, %d: %s", status, text)
+
+    async def check_tokens(self) -> None:
+        """Ends what the keys do not open any more, after they have changed; a few at a time."""
+        ended = checked = 0
+        for client in list(self.clients):
+            checked += 1 + len(client.connection.channels)
+            ended += not client.connection.keys_changed()
+            if checked >= CHECKS_PER_TURN:
+                checked = 0
+                await asyncio.sleep(CHECKS_PAUSE_SECONDS)
+        for stream in list(self.streams):
+            checked += 1
+            ended += not stream.keys_changed()
+            if checked >= CHECKS_PER_TURN:
+                checked = 0
+                await asyncio.sleep(CHECKS_PAUSE_SECONDS)
+        if ended:
+            self._services.log.info("%d connections ended: their keys were retired", ended)
+
+    def _note(
+        self, request: Request, endpoint: Endpoint, answer: Response | Handover | None
+    ) -> None:
+        """Logs why a client was refused. The path holds no token; the query may."""
+        if not isinstance(answer, Response) or answer.status < 400 or answer.logged:
+            return
+        if isinstance(endpoint, (_WebSockets, Events, Broadcasts)):
+            self._services.log.info(
+                "%s %.200s refused, %d: %.300s",
+                request.method,
+                request.path,
+                answer.status,
+                answer.reason,
+            )
+
     def _find(self, request: Request) -> Endpoint | Response:
-        parts = tuple(part for part in request.path.split("/") if part)
+        parts = _parts(request)
         endpoint = self._endpoints.get(parts)
         if endpoint is None:
             short = parts[2:] if parts[:2] == ("realtime", "v1") else parts
@@ -125,6 +187,8 @@ class Application:
         if request.method not in endpoint.methods:
             allow = ("allow", ", ".join((*endpoint.methods, "OPTIONS")))
             return Response.json(405, {"message": "Method Not Allowed"}, headers=(*CORS, allow))
+        if self._services.standby and isinstance(endpoint, (_WebSockets, Events, Broadcasts)):
+            return _STANDBY
         return endpoint
 
     def _failed(self, request: Request) -> Response:
@@ -132,8 +196,11 @@ class Application:
         return _FAILED
 
     def _is_full(self) -> bool:
-        connected = len(self.clients) + len(self.streams)
-        return connected >= self._services.settings.max_connections
+        services = self._services
+        is_full = len(self.clients) + len(self.streams) >= services.settings.max_connections
+        if is_full:
+            services.limits.over("max_connections", "a client was refused")
+        return is_full
 
     def _reader(self) -> Reader | None:
         reader = self._services.reader
@@ -150,10 +217,28 @@ class Application:
             topics=services.hub.topics,
             deliveries=services.hub.deliveries,
             delivered_bytes=services.hub.delivered_bytes,
-            slow_clients=services.slow_clients,
-            too_large=services.dropped_too_large,
+            slow_clients=services.limits.struck["max_write_buffer_bytes"],
+            limited=services.limits.struck,
             replicating=services.replicating,
+            leading=services.leading,
+            recoveries=services.recoveries,
+            gaps=services.gaps,
         )
+
+
+class Front:
+    """What clients may see of an application whose operators have a port of their own."""
+
+    def __init__(self, application: Application) -> None:
+        self._application = application
+        self.refused = application.refused
+        self.answer = application.answer
+
+    def answer_at_once(self, request: Request) -> Response | Handover | None:
+        """What needs nobody to wait; None for all else."""
+        if _parts(request) in OPERATIONS.values():
+            return _NOT_FOUND
+        return self._application.answer_at_once(request)
 
 
 class _Fixed:
@@ -211,12 +296,10 @@ class _WebSockets:
             headers = (*CORS, *checked.headers)
             return Response.json(checked.status, {"error": checked.text}, headers=headers)
         if self._is_full():
-            return Response.json(429, {"error": "Too many connected users"})
+            return _TOO_MANY_USERS
         if self._services.joins.is_exhausted(self._services.now()):
-            return Response.json(429, {"error": "Too many joins per second"})
-        headers_for_policies = {
-            name: value for name, value in request.headers.items() if name.startswith("x-")
-        }
+            self._services.limits.over("max_joins_per_second", "a client was refused")
+            return _TOO_MANY_JOINS
 
         def take(transport: asyncio.Transport) -> asyncio.Protocol:
             transport.write(switching_protocols(checked))
@@ -224,12 +307,16 @@ class _WebSockets:
                 self._services,
                 chosen,
                 _key(request),
-                headers_for_policies,
+                request.x_headers,
                 transport=transport,
                 clients=self.clients,
             )
 
         return Handover(take)
+
+
+def _parts(request: Request) -> tuple[str, ...]:
+    return tuple(part for part in request.path.split("/") if part)
 
 
 def _preflight(request: Request, methods: tuple[str, ...]) -> Response:

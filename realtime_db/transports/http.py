@@ -36,6 +36,10 @@ LINGER_SECONDS: Final = 2.0
 
 CORS: Final = (("access-control-allow-origin", "*"),)
 
+SECRET_HEADERS: Final = frozenset(
+    ("authorization", "proxy-authorization", "apikey", "x-api-key", "cookie")
+)
+
 
 @dataclass(slots=True)
 class Request:
@@ -62,15 +66,39 @@ class Request:
         """The last value of each name."""
         return {name: values[-1] for name, values in self.query_lists.items()}
 
+    @property
+    def safe_headers(self) -> dict[str, str]:
+        """The headers that policies may see: those that carry no token."""
+        return {name: value for name, value in self.headers.items() if name not in SECRET_HEADERS}
+
+    @property
+    def x_headers(self) -> dict[str, str]:
+        """Of those, the ones whose name begins with `x-`."""
+        return {name: value for name, value in self.safe_headers.items() if name.startswith("x-")}
+
 
 @dataclass(slots=True)
 class Response:
-    """An answer that is known as a whole."""
+    """An answer that is known as a whole.
+
+    Attributes:
+        logged: whether the log says already why it is no better one.
+    """
 
     status: int
     body: bytes = b""
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = CORS
+    logged: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why a request was refused, as its client is told."""
+        try:
+            told = json.loads(self.body)
+        except ValueError:
+            return HTTPStatus(self.status).phrase
+        return str(told.get("error") or told.get("message") or self.body.decode())
 
     @classmethod
     def json(cls, status: int, value: object, **more: Any) -> Response:
@@ -99,6 +127,9 @@ class Application(Protocol):
 
     def answer_at_once(self, request: Request) -> Response | Handover | None:
         """As `answer`, for what needs nobody to wait; None for all else."""
+
+    def refused(self, status: int, text: str) -> None:
+        """Something came that is no request, and was answered so."""
 
 
 class _Phase(Enum):
@@ -268,6 +299,9 @@ class HttpProtocol(asyncio.Protocol):
         incoming.in_body = True
         if self._parser.get_http_version() not in ("1.0", "1.1"):
             self._stop((505, "Only HTTP/1.1 is spoken here"))
+        if self._parser.get_method() == b"CONNECT":
+            # Whatever its headers say, no HTTP follows (RFC 9110, 9.3.6).
+            self._stop((400, "This is no proxy"))
         length = incoming.headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit():
             self._stop((400, "Header Content-Length is no number"))
@@ -380,6 +414,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _refuse(self, status: int, text: str) -> None:
         """Answers what is no request, and hears nothing more."""
+        self._application.refused(status, text)
         if self._answering is not None or self._ready:
             # It would pass for the answer to what came before. That comes first, then the end.
             self._broken = True

@@ -119,6 +119,9 @@ def _segment(name: str, max_bytes: int | None = None) -> Schema:
 
 _SINGLE: Final = {
     "summary": "Broadcast one message.",
+    # No parameters, for OpenAPI cannot say that they need `private`.
+    "description": "A private one is stored as well, and can be replayed, with `persist=true` in "
+    "the query, or `persist[ttl]=60` for so many seconds.",
     "security": [{"bearer": []}, {"apikey": []}],
     "parameters": [
         _segment("topic", 246),
@@ -144,9 +147,15 @@ _SINGLE: Final = {
         "403": _json("The policies do not allow it.", _MESSAGE),
         "413": _TOO_LARGE,
         "415": _json("Neither JSON nor bytes.", _ERROR),
-        "422": _json("Too large, or the policies could not answer.", _ERRORS),
+        "422": _json(
+            "Too large, not to be stored, or the policies could not answer.",
+            {"anyOf": [*_ERRORS["anyOf"], _ERROR]},
+        ),
         "429": _LIMITS,
-        "500": _UNCHECKED,
+        "500": _json(
+            "Nobody knows whether the policies allow it, or why it was not stored.",
+            {"anyOf": [_MESSAGE, _ERROR]},
+        ),
     },
 }
 

@@ -24,15 +24,22 @@ class Ready:
         return None
 
     async def later(self, request: Request) -> Response:
+        services = self._services
         health = await self._watch.look()
         checks = {
-            "server": "is restarting" if self._services.restarting else "ok",
+            "server": _server(services),
             "database": health.problem or "ok",
-            "slot": "ok" if self._services.replicating else "the WAL is not followed",
+            "slot": "ok" if services.replicating else services.slot_state,
             "partitions": _partitions(health),
         }
         ready = all(answer == "ok" for answer in checks.values())
         return Response.json(200 if ready else 503, {"ready": ready, **checks})
+
+
+def _server(services: Services) -> str:
+    if services.restarting:
+        return "is restarting"
+    return "is a standby: another one leads" if services.standby else "ok"
 
 
 def _partitions(health: Health) -> str:

@@ -7,7 +7,9 @@ spliced, never decoded, so every digit of a number survives.
 
 from __future__ import annotations
 
+import asyncio
 import re
+import uuid
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final, NamedTuple
@@ -19,7 +21,8 @@ from realtime_db.auth.access import CheckFailed
 from realtime_db.auth.tokens import Claims, TokenError
 from realtime_db.hub import Key
 from realtime_db.protocol.broadcast import Broadcast
-from realtime_db.protocol.limits import BURST_SECONDS, Rate
+from realtime_db.protocol.limits import Rate
+from realtime_db.protocol.persist import PUBLIC, NotStored, Outgoing, Persist, read_persist
 from realtime_db.protocol.services import Services
 from realtime_db.transports.http import Request, Response
 
@@ -29,16 +32,21 @@ MAX_BINARY_EVENT_BYTES: Final = 255
 
 ACCEPTED: Final = Response(202)
 UNAUTHORIZED: Final = Response.json(401, {"message": "Unauthorized"})
-FORBIDDEN: Final = Response.json(403, {"message": "Unauthorized"})
+FORBIDDEN: Final = Response.json(403, {"message": "Unauthorized"}, logged=True)
 UNSUPPORTED: Final = Response.json(
     415, {"error": "Unsupported Media Type. Use application/json or application/octet-stream"}
 )
 NOT_JSON: Final = Response.json(400, {"message": "The body is not JSON"})
-POLICY_ERROR: Final = Response.json(422, {"message": "RLS policy error"})
-UNCHECKED: Final = Response.json(500, {"message": "Unable to authorize broadcast"})
-RATE_LIMIT: Final = Response.json(429, {"message": "You have exceeded your rate limit"})
+POLICY_ERROR: Final = Response.json(422, {"message": "RLS policy error"}, logged=True)
+UNCHECKED: Final = Response.json(500, {"message": "Unable to authorize broadcast"}, logged=True)
+RATE_LIMIT: Final = Response.json(
+    429, {"message": "You have exceeded your rate limit"}, logged=True
+)
+PRIVATE_ONLY: Final = Response.json(
+    403, {"message": "PrivateOnly: This project only allows private channels"}
+)
 BATCH_LIMIT: Final = Response.json(
-    429, {"message": "Too many messages to broadcast, please reduce the batch size"}
+    429, {"message": "Too many messages to broadcast, please reduce the batch size"}, logged=True
 )
 
 NOT_A_BOOLEAN: Final = "private must be true or false"
@@ -50,6 +58,7 @@ _TOPIC_TOO_LONG: Final = f"should be at most {MAX_TOPIC_BYTES} bytes"
 _EVENT_TOO_LONG: Final = f"should be at most {MAX_BINARY_EVENT_BYTES} bytes in a binary message"
 
 _BEARER: Final = re.compile(r"bearer +(\S+)", re.IGNORECASE)
+_DIGITS: Final = re.compile(r"[0-9]{1,18}")
 _WHITESPACE: Final = b" \t\r\n"
 _JSON_ERRORS: Final = (ValueError, RecursionError)
 
@@ -95,28 +104,38 @@ def asks_for_private(request: Request) -> bool | None:
 
 
 class Rates:
-    """How many messages a second a user may send: one who has a good token."""
+    """How much a user may send a second: one who has a good token."""
 
     MAX_USERS: Final = 10_000
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._rates: OrderedDict[str, Rate] = OrderedDict()
+        self._rates: OrderedDict[str, tuple[Rate, Rate]] = OrderedDict()
 
-    def refusal(self, request: Request, messages: int) -> Response | None:
+    def refusal(self, request: Request, messages: list[Message]) -> Response | None:
         """Counts the messages of a request; the answer if they are too many."""
-        per_second = self._services.settings.max_messages_per_second
-        if not per_second:
-            return None
-        if messages > per_second * BURST_SECONDS:
-            return BATCH_LIMIT  # they would be, at any time
+        settings = self._services.settings
         token = bearer(request)
-        rate = self._rates.setdefault(token, Rate(per_second))
+        if token not in self._rates:
+            self._rates[token] = (
+                Rate(settings.max_messages_per_second),
+                Rate(settings.max_bytes_per_second),
+            )
         self._rates.move_to_end(token)
         if len(self._rates) > self.MAX_USERS:
             self._rates.popitem(last=False)
+        count, size = self._rates[token]
         now = self._services.now()
-        return None if all(rate.allow(now) for _ in range(messages)) else RATE_LIMIT
+        payload_bytes = sum(len(message.broadcast.payload) for message in messages)
+        if not count.allow(now, len(messages)):
+            limit, fits = "max_messages_per_second", count.ever_allows(len(messages))
+        elif not size.allow(now, payload_bytes):
+            limit, fits = "max_bytes_per_second", size.ever_allows(payload_bytes)
+        else:
+            return None
+        text = "a request with %d messages of %d bytes was refused"
+        self._services.limits.over(limit, text, len(messages), payload_bytes)
+        return RATE_LIMIT if fits else BATCH_LIMIT
 
 
 class Broadcasts:
@@ -134,12 +153,12 @@ class Broadcasts:
             self._services.keys.verify_known(bearer(request), self._services.now())
         except TokenError as error:
             return UNAUTHORIZED if error.unknown_kid is None else None
-        messages = self.read(request)
+        messages = self._read(request)
         if isinstance(messages, Response):
             return messages
         if any(private for (_, private), _ in messages):
             return None
-        return self._rates.refusal(request, len(messages)) or self._publish(messages)
+        return self._rates.refusal(request, messages) or self._publish(messages)
 
     async def later(self, request: Request) -> Response:
         """Answers everything."""
@@ -147,10 +166,10 @@ class Broadcasts:
             claims = await self._services.keys.verify(bearer(request), self._services.now())
         except TokenError:
             return UNAUTHORIZED
-        messages = self.read(request)
+        messages = self._read(request)
         if isinstance(messages, Response):
             return messages
-        refusal = self._rates.refusal(request, len(messages))
+        refusal = self._rates.refusal(request, messages)
         if refusal is not None:
             return refusal
         # All questions come before the first message, so that after an error nothing was sent.
@@ -158,11 +177,30 @@ class Broadcasts:
         for topic in dict.fromkeys(topic for (topic, private), _ in messages if private):
             answers[topic] = await self._refusal(topic, claims, request)
         allowed = self.choose(messages, answers)
-        return allowed if isinstance(allowed, Response) else self._publish(allowed)
+        return allowed if isinstance(allowed, Response) else await self._send(request, allowed)
+
+    async def _send(self, request: Request, messages: list[Message]) -> Response:
+        """Sends what the user may send."""
+        return self._publish(messages)
+
+    def _read(self, request: Request) -> list[Message] | Response:
+        """As `read`, but for public messages where there may be none."""
+        messages = self.read(request)
+        if isinstance(messages, Response) or not self._services.settings.private_only:
+            return messages
+        return messages if all(private for (_, private), _ in messages) else PRIVATE_ONLY
 
     def read(self, request: Request) -> list[Message] | Response:
         """The messages in a request, in the order in which they go out; or what is wrong."""
         raise NotImplementedError
+
+    def _is_too_large(self, payload: bytes, topic: str) -> bool:
+        """Whether a payload is; then it is counted and logged."""
+        if len(payload) <= self._services.settings.max_payload_bytes:
+            return False
+        text = "a broadcast of %d bytes to %s over REST was not sent"
+        self._services.limits.over("max_payload_bytes", text, len(payload), topic)
+        return True
 
     def choose(
         self, messages: list[Message], answers: dict[str, Response | None]
@@ -180,16 +218,16 @@ class Broadcasts:
         """Why a user may not write to a private topic; None if he may."""
         log = self._services.log
         try:
-            access = await self._services.policies.write_access(topic, claims, request.headers)
+            access = await self._services.policies.write_access(topic, claims, request.safe_headers)
         except CheckFailed as error:
             log.warning("write to %s not checked: %s", topic, error)
-            return Response.json(error.rest_status, {"message": error.rest})
+            return Response.json(error.rest_status, {"message": error.rest}, logged=True)
         except Exception:
             log.exception("write to %s not checked", topic)
             return UNCHECKED
         if access:
             return None
-        log.info("write to %s denied: %s", topic, access.reason)
+        log.info("write to %s denied: %s", topic, access.why_not)
         return POLICY_ERROR if access.failed else FORBIDDEN
 
 
@@ -237,8 +275,7 @@ class Batch(Broadcasts):
             errors["payload"] = [_BLANK]
         elif payload[:1] != b"{":
             errors["payload"] = [_INVALID]
-        elif len(payload) > self._services.settings.max_payload_bytes:
-            self._services.dropped_too_large += 1
+        elif self._is_too_large(payload, topic):
             errors["payload"] = [_TOO_LARGE]
         private = _boolean(item.private)
         if private is None:
@@ -279,14 +316,41 @@ class Single(Broadcasts):
         payload = request.body if binary else _payload(request.body)
         if payload is None:
             return NOT_JSON
-        if len(payload) > self._services.settings.max_payload_bytes:
-            self._services.dropped_too_large += 1
-            return Response.json(422, {"errors": {"payload": [_TOO_LARGE]}})
+        if self._is_too_large(payload, topic):
+            return Response.json(422, {"errors": {"payload": [_TOO_LARGE]}}, logged=True)
         private = asks_for_private(request)
         if private is None:
             return Response.json(422, {"message": NOT_A_BOOLEAN})
+        wish = _persist_wish(request)
+        if isinstance(wish, str) or (wish is not None and not private):
+            return Response.json(422, {"error": wish if isinstance(wish, str) else PUBLIC})
         broadcast = Broadcast(f"realtime:{topic}", event, payload, binary=binary)
         return [Message((topic, private), broadcast)]
+
+    async def _send(self, request: Request, messages: list[Message]) -> Response:
+        wish = _persist_wish(request)
+        if not isinstance(wish, Persist):
+            return self._publish(messages)
+        (((topic, _), broadcast),) = messages
+        stored: asyncio.Future[NotStored | None] = asyncio.get_running_loop().create_future()
+
+        def done(failed: NotStored | None) -> None:
+            if not stored.done():  # the client may have gone
+                stored.set_result(failed)
+
+        self._services.to_store.put(
+            Outgoing(
+                str(uuid.uuid4()),
+                topic,
+                broadcast.event,
+                broadcast.payload,
+                broadcast.binary,
+                wish.ttl_seconds,
+                done,
+            )
+        )
+        failed = await stored
+        return ACCEPTED if failed is None else Response.json(failed.status, {"error": failed.text})
 
     def choose(
         self, messages: list[Message], answers: dict[str, Response | None]
@@ -294,8 +358,19 @@ class Single(Broadcasts):
         return next((refusal for refusal in answers.values() if refusal), messages)
 
 
+def _persist_wish(request: Request) -> Persist | str | None:
+    """What the query says: `persist=true` or `persist[ttl]=60`; or why not, or nothing."""
+    query = request.query
+    ttl = query.get("persist[ttl]")
+    if ttl is not None:
+        return read_persist({"ttl": int(ttl) if _DIGITS.fullmatch(ttl) else ttl})
+    wish = query.get("persist", "false")
+    return read_persist({"true": True, "false": False}.get(wish.lower(), wish))
+
+
 def _errors(*errors: object) -> Response:
-    return Response.json(422, {"errors": {"messages": list(errors)}})
+    logged = any(isinstance(one, dict) and _TOO_LARGE in str(one) for one in errors)
+    return Response.json(422, {"errors": {"messages": list(errors)}}, logged=logged)
 
 
 def _too_long(name: str, text: str) -> Response:

@@ -14,6 +14,11 @@ from typing import Final
 
 from realtime_db.protocol.services import Services
 
+DRAINED_BYTES: Final = 16_384
+DRAIN_SECONDS: Final = 30.0
+"""How long a client has to take one page of what is stored: 9 kB a second, at least."""
+
+_PAUSES_SECONDS: Final = (0.0, 0.001, 0.005, 0.02, 0.05)
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 
 
@@ -24,9 +29,27 @@ def write_unless_behind(transport: asyncio.Transport, services: Services, data: 
     if transport.get_write_buffer_size() <= services.settings.max_write_buffer_bytes:
         transport.write(data)
         return
-    services.slow_clients += 1
-    services.log.warning("a slow client was thrown out: its buffer is full")
+    text = "a slow client was thrown out: its buffer is full"
+    services.limits.over("max_write_buffer_bytes", text)
     reset(transport)
+
+
+async def drained(transport: asyncio.Transport, services: Services) -> bool:
+    """Waits until a client has taken nearly all that was written; false if it is gone.
+
+    One that does not in time is thrown out: what is read for it from the database must not wait
+    for it here, nor the database for long.
+    """
+    give_up_at = services.now() + DRAIN_SECONDS
+    pauses = iter(_PAUSES_SECONDS)
+    while transport.get_write_buffer_size() > DRAINED_BYTES and not transport.is_closing():
+        if services.now() >= give_up_at:
+            text = "a slow client was thrown out: it did not take what is stored"
+            services.limits.over("max_write_buffer_bytes", text)
+            reset(transport)
+            break
+        await asyncio.sleep(next(pauses, _PAUSES_SECONDS[-1]))
+    return not transport.is_closing()
 
 
 def reset(transport: asyncio.Transport) -> None:

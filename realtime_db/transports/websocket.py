@@ -94,6 +94,7 @@ class WebSocketProtocol(asyncio.Protocol):
             start=self._start,
             close=self.close,
             read=self._read,
+            drained=self._drained,
         )
         transport.set_write_buffer_limits(high=services.settings.max_write_buffer_bytes)
         clients.add(self)
@@ -103,6 +104,9 @@ class WebSocketProtocol(asyncio.Protocol):
         self._heard_at = self._services.now()
         for opcode, payload in self._receiver.receive(data):
             if opcode == rfc6455.CLOSE:
+                if not payload and self._receiver.close_code == rfc6455.TOO_BIG:
+                    text = "a WebSocket that sent a larger message was closed"
+                    self._services.limits.over("max_frame_bytes", text)
                 self._end(self._receiver.outgoing())
             elif self._ending:
                 continue
@@ -145,6 +149,9 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.connection.write_with(self._transport.write)
+
+    async def _drained(self) -> bool:
+        return await slow.drained(self._transport, self._services) and not self._ending
 
     def _read(self, more: bool) -> None:
         if self._transport.is_closing():

@@ -40,6 +40,10 @@ _REQUIRED: Final = ("topic", "extension", "payload", "event", "private", "insert
 _OPTIONAL: Final = ("binary_payload", "transaction_id", "position")
 
 
+REVOCATIONS: Final = "realtime:revocations"
+"""The topic of the rows that `realtime.revoke` writes."""
+
+
 class Message(NamedTuple):
     """One committed row of `realtime.messages`, ready to be spliced into a frame.
 
@@ -56,6 +60,8 @@ class Message(NamedTuple):
         position: grows within a transaction; 0 if the table has no such column.
         commit_lsn: where the transaction's commit record begins; equal for all its messages and
             growing from one transaction to the next. To acknowledge, use `Commit.end_lsn`.
+        extension: `broadcast`; or `revocation`, which is for servers and not for subscribers. Its
+            event is empty, and `payload` says whom to ask the policies about (`realtime.revoke`).
     """
 
     topic: str
@@ -68,6 +74,7 @@ class Message(NamedTuple):
     transaction_id: int
     position: int
     commit_lsn: int
+    extension: str = "broadcast"
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,11 +301,12 @@ def _row_reader(relation: Relation) -> _RowReader:
         if extra:
             row.append(None)
         # The rows that nobody gets (PROTOCOL, "From the database").
-        if row[extension] != b"broadcast":
+        kind = row[extension]
+        if kind != b"broadcast" and kind != b"revocation":
             return None
         body = row[payload]
         binary = row[binary_payload]
-        event_name = row[event]
+        event_name = row[event] if kind == b"broadcast" else b""
         is_private = row[private]
         if event_name is None or is_private is None or (body is None and binary is None):
             return None
@@ -321,6 +329,7 @@ def _row_reader(relation: Relation) -> _RowReader:
                 0 if xid is None else int(xid),
                 int(row[position] or 0),
                 commit_lsn,
+                "broadcast" if kind == b"broadcast" else "revocation",
             ),
         )
 

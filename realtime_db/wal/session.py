@@ -89,7 +89,7 @@ class Session:
         """
         pending = self._pending
         while pending and pending[0] <= lsn:
-            self._acknowledged = pending.popleft()
+            self._acknowledged = max(self._acknowledged, pending.popleft())
         self._advance(self._received)
 
     def _advance(self, received: int) -> None:

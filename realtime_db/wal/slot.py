@@ -14,6 +14,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
+from realtime_db.cursors import cluster_id
 from realtime_db.database import (
     Connection,
     check_version,
@@ -41,10 +42,12 @@ _KEEPALIVES: Final = {
 }
 
 # pgoutput prints values as the session is set, and a role or database may be set otherwise.
-# Slot creation waits for running transactions, so no timeout of the server may apply.
+# Slot creation waits for running transactions, and the snapshot that it exports is one of its own,
+# so no timeout of the server may apply.
 _SESSION_SETTINGS: Final = sql.SQL(
     "set datestyle = 'ISO'; set bytea_output = 'hex'; set statement_timeout = 0;"
-    " set lock_timeout = 0"
+    " set lock_timeout = 0; set idle_in_transaction_session_timeout = 0;"
+    " set idle_session_timeout = 0"
 )
 
 _DIRECT_CONNECTION: Final = (
@@ -164,9 +167,58 @@ async def check_publication(connection: Connection, publication: str) -> None:
     )
 
 
-async def find_or_make_slot(connection: Connection, name: str | None, *, failover: bool) -> Slot:
-    """Finds the slot, or makes it."""
-    if name is not None:
+async def identify(connection: Connection) -> int:
+    """Which cluster this is; see `cursors.cluster_id`."""
+    row = await (await connection.execute("IDENTIFY_SYSTEM")).fetchone()
+    assert row is not None, "a walsender knows where it is"
+    system_identifier, timeline = int(row[0]), int(row[1])
+    return cluster_id(system_identifier, f"{timeline:08X}")
+
+
+async def free_slot(connection: Connection, name: str) -> None:
+    """Ends whatever else reads a slot, which may be a connection whose client is long gone.
+
+    Raises:
+        SlotError: it is somebody else's.
+    """
+    statement = sql.SQL(
+        "select pg_catalog.pg_terminate_backend(active_pid, 2000)"
+        " from pg_catalog.pg_replication_slots where slot_name = {} and active_pid is not null"
+    ).format(name)
+    try:
+        await connection.execute(statement)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise SlotError(
+            f"replication slot {name} is in use by another role: {first_line(error)}",
+            hint="Stop what reads it, or give the server a slot of another name.",
+        ) from error
+
+
+async def _drop_slot(connection: Connection, name: str) -> None:
+    await free_slot(connection, name)
+    try:
+        await connection.execute(
+            sql.SQL(
+                "select pg_catalog.pg_drop_replication_slot(slot_name)"
+                " from pg_catalog.pg_replication_slots where slot_name = {}"
+            ).format(name)
+        )
+    except psycopg.errors.ObjectInUse as error:
+        raise SlotError(f"replication slot {name} cannot be replaced yet: it is in use") from error
+
+
+async def find_or_make_slot(
+    connection: Connection,
+    name: str | None,
+    *,
+    failover: bool,
+    replace: bool = False,
+    replace_lost: bool = False,
+) -> Slot:
+    """Finds the slot, or makes it; drops it first if it is to be replaced."""
+    if name is not None and replace:
+        await _drop_slot(connection, name)
+    elif name is not None:
         cursor = await connection.execute(
             sql.SQL(
                 "select confirmed_flush_lsn::text, wal_status"
@@ -176,15 +228,18 @@ async def find_or_make_slot(connection: Connection, name: str | None, *, failove
         row = await cursor.fetchone()
         if row is not None:
             confirmed, wal_status = row
-            if wal_status == "lost":
+            if wal_status != "lost":
+                return Slot(name, parse(confirmed or "0/0"), None)
+            if not replace_lost:
                 raise SlotError(
                     f"replication slot {name} is lost: the server removed WAL that it needed",
                     hint=f"select pg_drop_replication_slot('{name}'); and start again. What was"
                     " missed is in realtime.messages. See max_slot_wal_keep_size.",
                 )
-            return Slot(name, parse(confirmed or "0/0"), None)
+            await _drop_slot(connection, name)
     # The form without parentheses is understood by all versions, but only the other knows failover.
-    options = "(SNAPSHOT 'export', FAILOVER true)" if failover and name else "EXPORT_SNAPSHOT"
+    failover = failover and name is not None and connection.info.server_version >= 170000
+    options = "(SNAPSHOT 'export', FAILOVER true)" if failover else "EXPORT_SNAPSHOT"
     made = name or f"realtime_tail_{os.getpid()}_{secrets.token_hex(4)}"
     try:
         cursor = await connection.execute(

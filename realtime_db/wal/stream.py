@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
@@ -39,6 +39,8 @@ from realtime_db.wal.slot import (
     connection_lost,
     find_or_make_slot,
     first_line,
+    free_slot,
+    identify,
 )
 
 PUBLICATION: Final = "realtime_messages"
@@ -75,10 +77,14 @@ async def open_stream(
     schema: str = "realtime",
     slot: str | None = None,
     failover: bool = False,
+    replace: bool = False,
+    replace_lost: bool = False,
+    take_over: bool = False,
     logical_messages: bool = False,
     status_interval_seconds: float = 10.0,
     slot_timeout_seconds: float = 600.0,
     active_slot_timeout_seconds: float = 15.0,
+    on_connected: Callable[[Connection], object] = lambda connection: None,
 ) -> AsyncIterator[Stream]:
     """Opens a replication connection and makes its slot, or finds it.
 
@@ -88,12 +94,16 @@ async def open_stream(
         schema: where its table `messages` is; rows of other tables are skipped.
         slot: the name of a durable slot, which is made unless it exists; what commits while nobody
             reads it is sent later. None: a temporary slot, which starts now.
-        failover: makes the durable slot one that standbys take over (from Postgres 17).
+        failover: makes the durable slot one that standbys take over (from Postgres 17 on).
+        replace: makes the durable slot anew, though there is one.
+        replace_lost: makes it anew if it is lost.
+        take_over: ends the connection that uses the durable slot, if there is one.
         logical_messages: whether batches carry what `pg_logical_emit_message` wrote.
         status_interval_seconds: how often the server hears what has been acknowledged.
         slot_timeout_seconds: a slot can only be made when all transactions that run have ended.
         active_slot_timeout_seconds: how long to wait for a durable slot that another connection
             uses; a walsender notices a dead client after some seconds only.
+        on_connected: is given the connection as soon as there is one, to `cut` it, say.
 
     Yields:
         The stream. Its first row is the first that commits after `Stream.snapshot`.
@@ -108,20 +118,32 @@ async def open_stream(
     """
     connection = await connect(database_url)
     try:
-        await check_publication(connection, publication)
+        on_connected(connection)
         try:
+            await check_publication(connection, publication)
+            cluster = await identify(connection)
             async with asyncio.timeout(slot_timeout_seconds):
-                found = await find_or_make_slot(connection, slot, failover=failover)
+                found = await find_or_make_slot(
+                    connection,
+                    slot,
+                    failover=failover,
+                    replace=replace,
+                    replace_lost=replace_lost,
+                )
         except TimeoutError:
             raise SlotError(
                 f"no replication slot could be made within {slot_timeout_seconds:.0f} s",
                 hint="It waits for every open transaction; see pg_stat_activity for old ones.",
             ) from None
+        except psycopg.OperationalError as error:
+            raise connection_lost(str(error)) from error
         stream = Stream(
             connection,
             publication=publication,
             schema=schema,
             slot=found,
+            cluster=cluster,
+            take_over=take_over and slot is not None,
             logical_messages=logical_messages,
             status_interval_seconds=status_interval_seconds,
             active_slot_timeout_seconds=active_slot_timeout_seconds,
@@ -147,6 +169,8 @@ class Stream:
         publication: str,
         schema: str,
         slot: Slot,
+        cluster: int,
+        take_over: bool,
         logical_messages: bool,
         status_interval_seconds: float,
         active_slot_timeout_seconds: float,
@@ -155,6 +179,8 @@ class Stream:
         self._pgconn = connection.pgconn
         self._publication = publication
         self._slot = slot
+        self._cluster = cluster
+        self._take_over = take_over
         self._want_logical = logical_messages
         self._status_interval_seconds = status_interval_seconds
         self._active_slot_timeout_seconds = active_slot_timeout_seconds
@@ -178,6 +204,16 @@ class Stream:
         It can be taken until the stream is started. None if the slot existed before.
         """
         return None if self._started else self._slot.snapshot
+
+    @property
+    def cluster(self) -> int:
+        """Which cluster this is; see `cursors.cluster_id`."""
+        return self._cluster
+
+    @property
+    def backend_pid(self) -> int:
+        """The process id of the walsender."""
+        return self._connection.info.backend_pid
 
     @property
     def slot_name(self) -> str:
@@ -222,8 +258,10 @@ class Stream:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._active_slot_timeout_seconds
         # The server tells nobody when a slot becomes free, so ask again.
-        while not await self._start_replication(last_try=loop.time() >= deadline):  # noqa: ASYNC110
-            await asyncio.sleep(0.2)
+        while not await self._start_replication(last_try=loop.time() >= deadline):
+            if self._take_over:
+                await free_slot(self._connection, self._slot.name)
+            await asyncio.sleep(0.05 if self._take_over else 0.2)
         # From here on, libpq must never wait for the socket: the loop does.
         self._pgconn.nonblocking = 1
         self._started = True
@@ -384,7 +422,7 @@ class Stream:
             self._pgconn.put_copy_data(self._session.status(now=now, clock=time.time()))
             self._flush()
         except psycopg.Error as error:
-            self._fail(connection_lost(str(error)))
+            self.fail(connection_lost(str(error)))
 
     def _flush(self) -> None:
         """Writes what libpq holds; what the socket does not take now goes when it can."""
@@ -393,14 +431,18 @@ class Stream:
             pending = bool(self._pgconn.flush())
         except psycopg.Error as error:
             pending = False
-            self._fail(connection_lost(str(error)))
+            self.fail(connection_lost(str(error)))
         if pending and not self._writing:
             loop.add_writer(self._pgconn.socket, self._flush)
         elif self._writing and not pending:
             loop.remove_writer(self._pgconn.socket)
         self._writing = pending
 
-    def _fail(self, error: RealtimeDbError) -> None:
+    def fail(self, error: RealtimeDbError) -> None:
+        """Ends the stream: whoever waits for the next batch gets the error.
+
+        The connection is not used any more, so that nobody has to wait for its other end.
+        """
         if self._failure is None:
             self._failure = error
         if self._waiter is not None and not self._waiter.done():

@@ -12,6 +12,9 @@ begin
             );
         end if;
     end loop;
+    if exists (select from pg_roles where rolname = 'service_role') then
+        grant execute on function realtime.revoke(text, text, text) to service_role;
+    end if;
 end;
 $$;
 

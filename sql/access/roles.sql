@@ -14,9 +14,10 @@ begin
                 raise warning 'role % is missing and % may not create roles; skipped',
                     role_name, current_user
                 using hint = format(
-                    'As an administrator: create role %I nologin; grant %I to %I; '
-                    'then: select realtime.setup();',
-                    role_name, role_name, current_user
+                    'As an administrator: create role %I nologin noinherit; '
+                    'grant %I to %I; and, when all are there, as %I: '
+                    'select realtime.setup();',
+                    role_name, role_name, current_user, current_user
                 );
                 continue;
             end if;

@@ -56,6 +56,17 @@ begin
         if found.leaving then
             execute format('comment on table realtime.%I is null', table_name);
         end if;
+        -- It may have been detached before the column came, in 0.4.0.
+        if not exists (
+            select from pg_attribute
+            where attrelid = to_regclass('realtime.' || table_name)
+                and attname = 'expires_at'
+                and not attisdropped
+        ) then
+            execute format(
+                'alter table realtime.%I add column expires_at timestamp', table_name
+            );
+        end if;
     end if;
     execute format(
         'alter table realtime.messages attach partition realtime.%I '

@@ -16,7 +16,8 @@
 -- errors    42501 not the owner of realtime.messages. Runs with the rights of its
 --           caller, and only the owner may call it
 create or replace function realtime.maintain(
-    today date default (clock_timestamp() at time zone 'utc')::date
+    today date default
+    (pg_catalog.clock_timestamp() at time zone 'utc')::pg_catalog.date
 )
 returns table (action text, partition_name text, reason text)
 language plpgsql

@@ -7,7 +7,8 @@
 -- table would make a dump that cannot be restored, and `drop extension` would drop the
 -- messages.
 --
--- errors    42501 no right to create a publication or a table
+-- errors    42501 no right to create a publication or a table; or a table of this name
+--           was there before and is a stranger's
 create or replace function realtime.setup()
 returns void
 language plpgsql
@@ -16,11 +17,13 @@ set search_path = pg_catalog, pg_temp
 set client_min_messages = 'warning'
 as $setup$
 begin
+    -- include: schema/owners.sql
     -- include: schema/settings.sql
     -- include: schema/explain_misfit.sql
     -- include: schema/message_fits.sql
     -- include: schema/messages.sql
     -- include: schema/send_errors.sql
+    -- include: schema/polls.sql
     -- include: schema/publication.sql
     -- include: access/roles.sql
     -- include: access/grants.sql

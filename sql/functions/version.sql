@@ -4,7 +4,7 @@ returns text
 language sql
 immutable
 as $$
-    select '0.3.0'
+    select '0.4.0'
 $$;
 
 comment on function realtime.version() is

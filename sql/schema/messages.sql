@@ -16,6 +16,7 @@ create table if not exists realtime.messages (
     binary_payload bytea,
     transaction_id xid8 not null default pg_current_xact_id(),
     position bigint not null default nextval('realtime.messages_position'),
+    expires_at timestamp,
     -- Topic first: a replay reads one topic. Nothing random: few pages change, so
     -- little WAL is written. No other index, for every insert would pay for it.
     primary key (topic, inserted_at, position),
@@ -49,6 +50,15 @@ begin
         alter table realtime.messages add constraint messages_fit check (
             realtime.message_fits(topic, event, payload, binary_payload)
         );
+    end if;
+    if not exists (
+        select from pg_attribute
+        where attrelid = 'realtime.messages'::regclass
+            and attname = 'expires_at'
+            and not attisdropped
+    ) then
+        -- Without a default, nothing is rewritten.
+        alter table realtime.messages add column expires_at timestamp;
     end if;
     if exists (
         select from pg_settings
@@ -95,3 +105,33 @@ comment on column realtime.messages.transaction_id is
 'The transaction that wrote the row; a resume asks for what it has not seen by it.';
 comment on column realtime.messages.position is
 'Grows from row to row within a transaction: the order of insertion.';
+comment on column realtime.messages.expires_at is
+'UTC. From then on the row is not replayed; null: until its partition is dropped.';
+
+-- Partitions that were there before a column have no comment on it.
+do $$
+declare
+    partition_name text;
+begin
+    for partition_name in
+        select p.partition_name from realtime.partitions() as p
+        where p.attached and not exists (
+            select from pg_description as d
+            inner join pg_attribute as a
+                on d.objoid = a.attrelid and d.objsubid = a.attnum
+            where a.attrelid = to_regclass('realtime.' || p.partition_name)
+                and a.attname = 'expires_at'
+        )
+    loop
+        execute format(
+            'comment on column realtime.%I.expires_at is %L',
+            partition_name,
+            (
+                select col_description(a.attrelid, a.attnum) from pg_attribute as a
+                where a.attrelid = 'realtime.messages'::regclass
+                    and a.attname = 'expires_at'
+            )
+        );
+    end loop;
+end;
+$$;

@@ -35,6 +35,7 @@ import pytest
 from psycopg import sql
 
 from realtime_db.auth import tokens
+from tests.conftest import drop_slots
 
 HERE = Path(__file__).resolve().parent
 JAVASCRIPT = HERE / "javascript"
@@ -99,12 +100,7 @@ def client_database_url(
         with psycopg.connect(owner_url(name), autocommit=True) as owner:
             owner.execute(POLICIES)
         yield owner_url(name)
-        # A slot keeps its database until its walsender has noticed that the server went away.
-        admin.execute(
-            "select pg_terminate_backend(active_pid, 5000) from pg_replication_slots "
-            "where database = %s and active",
-            [name],
-        )
+        drop_slots(admin, name)
         admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
 
@@ -204,7 +200,8 @@ def start_server(client_database_url: str) -> Iterator[Callable[..., Server]]:
     with ExitStack() as stack:
 
         def start(*options: str) -> Server:
-            started = Server(client_database_url, *options)
+            # Beside the server of all tests.
+            started = Server(client_database_url, "--temporary-slot", *options)
             started.start()
             stack.callback(started.stop)
             return started
@@ -315,6 +312,11 @@ class Client:
         self.subscribe(topic, **config)
         assert self.status() == (topic, "SUBSCRIBED", None)
 
+    def resume(self, topic: str, cursor: str | None = None, **config: Any) -> None:
+        """Gets a channel that goes on after a cursor, and where it was when it joins again."""
+        self._call("resume", topic=topic, config=config, cursor=cursor)
+        self.join(topic, **config)
+
     def status(self) -> Status:
         """The next one of any channel."""
         said = self._program.next(self._name, "status")
@@ -342,11 +344,16 @@ class Client:
         assert self.status() == (topic, "CLOSED", None)
         return reason
 
-    def send(self, topic: str, event: str, payload: Any) -> str:
-        return self._call("send", topic=topic, event=event, payload=payload)
+    def send(self, topic: str, event: str, payload: Any, **options: Any) -> str:
+        """`persist` is an option of the JavaScript clients."""
+        return self._call("send", topic=topic, event=event, payload=payload, **options)
 
-    def http_send(self, topic: str, event: str, payload: Any, **config: Any) -> None:
-        self._call("httpSend", topic=topic, event=event, payload=payload, config=config)
+    def http_send(
+        self, topic: str, event: str, payload: Any, *, persist: Any = None, **config: Any
+    ) -> None:
+        """`persist` is an option of the JavaScript clients."""
+        options = {} if persist is None else {"persist": persist}
+        self._call("httpSend", topic=topic, event=event, payload=payload, config=config, **options)
 
     def track(self, topic: str, payload: Any) -> str:
         return self._call("track", topic=topic, payload=payload)
@@ -407,6 +414,13 @@ def _node() -> list[str]:
             if finished.returncode:
                 _missing(f"npm cannot install the clients: {finished.stderr}")
     return ["node", str(JAVASCRIPT / "driver.js")]
+
+
+@pytest.fixture
+def node_modules() -> Path:
+    """The clients of JavaScript, for a program of the test's own."""
+    _node()
+    return JAVASCRIPT / "node_modules"
 
 
 @pytest.fixture(params=LIBRARIES)

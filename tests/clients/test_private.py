@@ -92,6 +92,12 @@ def test_a_token_that_ran_out_ends_the_channel_until_there_is_a_new_one(
         assert client.message().event == "again"
 
 
+def plain(message):
+    """Without its cursor, of which the Python clients know nothing."""
+    meta = {key: value for key, value in message.meta.items() if key != "cursor"}
+    return message._replace(meta=meta)
+
+
 def test_a_replay_gives_the_latest_messages_since_then(
     connect, library, topic, database, admit
 ) -> None:
@@ -122,5 +128,6 @@ def test_a_replay_gives_the_latest_messages_since_then(
 
     live = watcher.message()
     assert [message.event for message in replayed] == ["a", "b", "c"]
-    assert [all_since.message() for _ in range(4)] == [*replayed, live]
-    assert [latest.message() for _ in range(3)] == [*replayed[1:], live]
+    wanted = [plain(message) for message in (*replayed, live)]
+    assert [plain(all_since.message()) for _ in range(4)] == wanted
+    assert [plain(latest.message()) for _ in range(3)] == wanted[1:]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 from collections.abc import Callable
+from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from realtime_db import embedded
 from realtime_db.install import doctor, migrate
 from realtime_db.install.checks import Check, Outcome
 
@@ -199,13 +202,49 @@ def test_a_login_without_replication_gets_the_grant(server_url: str, released_ur
 
         [found] = [check for check in examine(as_reader) if check.name == "right to replicate"]
         assert found.outcome is Outcome.FAIL
-        assert found.mend == f"alter role {role} replication;"
+        assert found.mend == f"-- As an administrator:\nalter role {role} replication;"
         execute(server_url, found.mend)
 
         [found] = [check for check in examine(as_reader) if check.name == "right to replicate"]
         assert found.outcome is Outcome.PASS
     finally:
         execute(server_url, f"drop role {role}")
+
+
+def test_what_is_missing_for_a_plain_owner_is_mended_by_pasting_all_of_it() -> None:
+    async def run() -> tuple[list[Check], list[Check], list[Check]]:
+        async with embedded.start(binaries=_binaries(), settings={"fsync": "off"}) as server:
+            execute(server.url, "create role shop login password 'shop'")
+            execute(server.url, "create role reader login password 'reader'")
+            execute(server.url, "create database shop owner shop")
+            shop = make_conninfo(server.url, dbname="shop", user="shop", password="shop")
+            reader = make_conninfo(server.url, dbname="shop", user="reader", password="reader")
+            await migrate.migrate(shop)
+            before = (await doctor.examine(shop, probe=False)).checks
+            as_reader = (await doctor.examine(reader, probe=False)).checks
+            execute(
+                make_conninfo(server.url, dbname="shop"),
+                "\n".join(check.mend for check in before if check.mend),
+            )
+            after = (await doctor.examine(shop)).checks
+            return list(before), list(as_reader), list(after)
+
+    before, as_reader, after = asyncio.run(run())
+
+    mends = [check.mend for check in before if check.mend]
+    assert len(mends) == 4
+    assert all(mend.startswith("-- As an administrator") for mend in mends)
+    assert sum(mend.count("realtime.setup()") for mend in mends) == 1
+    assert [check for check in after if check.outcome is not Outcome.PASS] == []
+    # Everything that stops a login that owns nothing says what to do.
+    assert {check.name for check in as_reader if check.outcome is Outcome.FAIL} > {"functions"}
+    for check in as_reader:
+        assert check.mend or check.outcome is Outcome.PASS, check
+
+
+def _binaries() -> Path | None:
+    given = os.environ.get("REALTIME_DB_TEST_BINARIES")
+    return Path(given) if given else None
 
 
 def test_a_database_that_does_not_wait_for_its_disk_is_warned_about(released_url: str) -> None:

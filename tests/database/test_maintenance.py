@@ -16,7 +16,7 @@ from psycopg import errors, sql
 from psycopg.conninfo import make_conninfo
 
 from realtime_db import embedded
-from realtime_db.errors import MissingRight, NotInstalled
+from realtime_db.errors import ForeignSchema, MissingRight, NotInstalled
 from realtime_db.install import migrate
 from realtime_db.retention.maintenance import LEAVING, Report, Skipped, run_every, run_once
 from realtime_db.retention.plan import partition_name
@@ -529,6 +529,18 @@ def test_a_report_as_json_is_one_line_with_everything(
 def test_a_database_without_realtime_db_is_told_to_migrate(empty_database_url: str) -> None:
     with pytest.raises(NotInstalled, match="realtime-db migrate"):
         maintain(empty_database_url)
+
+
+def test_over_a_schema_of_somebody_else_nobody_is_told_to_migrate(
+    empty_database_url: str,
+) -> None:
+    with psycopg.connect(empty_database_url, autocommit=True) as owner:
+        owner.execute("create schema realtime create table messages (id int)")
+
+    with pytest.raises(ForeignSchema, match="not of realtime-db") as refused:
+        maintain(empty_database_url)
+
+    assert "migrate" not in str(refused.value)
 
 
 def test_a_role_that_does_not_own_the_table_is_told_who_does(

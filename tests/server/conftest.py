@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import queue
@@ -26,16 +27,22 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from realtime_db.auth import tokens
+from tests.conftest import drop_slots
 
 ROOT = Path(__file__).resolve().parents[2]
 JWT_SECRET = secrets.token_urlsafe(32)
 DEADLINE_SECONDS = 20.0
 
-# Everybody reads and writes what begins with `open:`; there are topics to be read only and ones
-# whose policies fail. Of `broken` and `slow`, only the insert is asked in these tests.
+# Everybody reads and writes what begins with `open:`, and `secret:` where policies see no token;
+# there are topics to be read only and ones whose policies fail. Of `broken` and `slow`, only the
+# insert is asked in these tests.
 POLICIES = """
 create policy "readers" on realtime.messages for select to authenticated
-using (realtime.topic() like 'open:%' or realtime.topic() like 'read:%');
+using (
+    realtime.topic() like 'open:%' or realtime.topic() like 'read:%'
+    or realtime.topic() like 'secret:%' and not current_setting('request.headers')::jsonb
+        ?| array['authorization', 'apikey', 'x-api-key', 'cookie']
+);
 
 create policy "writers" on realtime.messages for insert to authenticated
 with check (
@@ -45,6 +52,9 @@ with check (
         when realtime.topic() like 'slow:%' then (select pg_sleep(60)) is not null
         when realtime.topic() like 'header:%' then
             current_setting('request.headers', true)::json ->> 'x-team' = 'blue'
+        when realtime.topic() like 'secret:%' then
+            not current_setting('request.headers')::jsonb
+            ?| array['authorization', 'apikey', 'x-api-key', 'cookie']
         else false
     end
 );
@@ -88,6 +98,9 @@ class Server:
         self._reader.start()
         try:
             self.port = int(self.says(r"listening on https?://[\d.]+:(\d+)")[1])
+            # It follows the WAL before it listens: whoever waits for that still finds it.
+            for line in itertools.takewhile(lambda line: "listening on" not in line, self.log):
+                self._lines.put(line)
         except BaseException:
             self._end()
             raise
@@ -101,14 +114,33 @@ class Server:
     def says(self, pattern: str) -> re.Match[str]:
         """Waits for a line of the log."""
         while True:
-            line = self._lines.get(timeout=DEADLINE_SECONDS)
+            try:
+                line = self._lines.get(timeout=DEADLINE_SECONDS)
+            except queue.Empty:
+                pytest.fail(f"it does not say {pattern!r}:\n{''.join(self.log)}")
             if match := re.search(pattern, line):
                 return match
             assert line != "(the server ended)", "".join(self.log)
 
+    def said(self, pattern: str) -> re.Match[str]:
+        """The first line of the log that is so; waits for it if there is none yet."""
+        for line in list(self.log):
+            if match := re.search(pattern, line):
+                return match
+        return self.says(pattern)
+
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def runs(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        self._process.kill()
+        self._end()
 
     def _end(self) -> int:
         self._process.terminate()
@@ -170,7 +202,11 @@ class Server:
 
 
 class Events:
-    """A stream of server-sent events, read as EventSource reads it."""
+    """A stream of server-sent events, read as EventSource reads it.
+
+    Attributes:
+        place: the cursor that it began with; None if there is none yet.
+    """
 
     def __init__(
         self, server: Server, query: str, headers: Mapping[str, str] | None = None
@@ -188,6 +224,7 @@ class Events:
         if self.status == 200:
             assert self._file.readline().startswith(b"retry: ")
             assert self._file.readline() == b"\n"
+            self.place = self.next().get("id")
 
     def next(self) -> dict[str, str]:
         """The fields of the next event; a comment is one without fields but its own text."""
@@ -200,9 +237,15 @@ class Events:
             fields[name] = f"{fields[name]}\n{value}" if name in fields else value
         raise EOFError
 
+    def event(self) -> dict[str, str]:
+        """The fields of the next event that has more than an id."""
+        while "data" not in (fields := self.next()):
+            assert set(fields) <= {"", "id"}, fields
+        return fields
+
     def message(self) -> dict[str, Any]:
         """The content of the next event."""
-        fields = self.next()
+        fields = self.event()
         assert set(fields) <= {"id", "data"}, fields
         return json.loads(fields["data"])
 
@@ -251,12 +294,7 @@ class _database:
 
     def __exit__(self, *_: object) -> None:
         with psycopg.connect(self._server_url, autocommit=True) as admin:
-            # A slot keeps its database until its walsender has noticed that the server went away.
-            admin.execute(
-                "select pg_terminate_backend(active_pid, 5000) from pg_replication_slots "
-                "where database = %s and active",
-                [self._name],
-            )
+            drop_slots(admin, self._name)
             admin.execute(
                 sql.SQL("drop database {} with (force)").format(sql.Identifier(self._name))
             )
@@ -306,6 +344,8 @@ def start_server(served_database_url: str) -> Iterator[Callable[..., Server]]:
     with ExitStack() as stack:
 
         def start(*options: str, database_url: str = served_database_url) -> Server:
+            if database_url == served_database_url:
+                options = ("--temporary-slot", *options)  # beside the server of all tests
             started = Server(database_url, *options)
             stack.callback(started.stop)
             return started
@@ -330,12 +370,17 @@ def open_events(server: Server) -> Iterator[Callable[..., Events]]:
 
 @pytest.fixture
 def follow(open_events: Callable[..., Events], server: Server) -> Callable[..., Events]:
-    """`follow("room")` -> the events of public topics; `private=True` of private ones."""
+    """`follow("room")` -> the events of public topics; `private=True` of private ones.
 
-    def follow(*topics: str, private: bool = False, to: Server = server) -> Events:
+    `after="…"` is the id of the last event before a disconnect, as EventSource sends it.
+    """
+
+    def follow(
+        *topics: str, private: bool = False, after: str | None = None, to: Server = server
+    ) -> Events:
         query = "&".join(f"topic={quote(topic, safe='')}" for topic in topics)
         query += f"&apikey={token()}" + ("&private=true" if private else "")
-        return open_events(query, to=to)
+        return open_events(query, None if after is None else {"last-event-id": after}, to=to)
 
     return follow
 

@@ -58,6 +58,8 @@ NASTY = [
     b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
     b"POST / HTTP/1.1\r\ntransfer-encoding: gzip\r\n\r\n",
     b"CONNECT example.org:443 HTTP/1.1\r\n\r\n",
+    b"CONNECT example.org:443 HTTP/1.1\r\ncontent-length: 1\r\n\r\nx",
+    b"CONNECT example.org:443 HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n",
     b"OPTIONS * HTTP/1.1\r\n\r\n",
     b"GET /socket/websocket HTTP/1.1\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n\x81\x80",
     b"GET /%00%ff%zz/../..?%ff=%zz&&=&a HTTP/1.1\r\n\r\n",
@@ -288,7 +290,11 @@ class Connection:
         self.reading = True
         self.reads_again = asyncio.Event()
         self.protocol = HttpProtocol(
-            application or SimpleNamespace(answer_at_once=lambda request: Response(200, b"ok")),
+            application
+            or SimpleNamespace(
+                answer_at_once=lambda request: Response(200, b"ok"),
+                refused=lambda status, text: None,
+            ),
             wheel=self.wheel,
             now=lambda: self.now,
             max_body_bytes=1000,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 import sys
@@ -143,7 +144,8 @@ def test_metrics_count_what_happens(start_server, follow, topic, private_topic) 
         after["realtime_db_delivered_bytes_total"] - before["realtime_db_delivered_bytes_total"]
     )
     assert 3 * 60 < written < 3 * 120
-    assert after["realtime_db_too_large_total"] == 1
+    assert after['realtime_db_limited_total{limit="max_payload_bytes"}'] == 1
+    assert after['realtime_db_limited_total{limit="max_connections"}'] == 0
     assert after['realtime_db_authorization_seconds_count{right="read"}'] == 1
     assert after['realtime_db_authorization_seconds_count{right="write"}'] == 1
     assert 0 < after['realtime_db_authorization_seconds_sum{right="write"}'] < 20
@@ -228,6 +230,96 @@ def test_days_are_counted_from_today_without_a_gap(ahead, left) -> None:
     today = date(2024, 2, 28)
 
     assert days_left(today, [today + timedelta(days=day) for day in ahead]) == left
+
+
+# Who may see it
+
+
+def test_operators_may_have_a_port_of_their_own(start_server, mint) -> None:
+    server = start_server("--ops-port", "0")
+    operations = Operations(server, int(server.says(r"operations on http://127.0.0.1:(\d+)")[1]))
+
+    for path in ("/metrics", "/", "//metrics/"):
+        assert (path, server.request("GET", path).status) == (path, 404)
+    for path in ("/metrics", "/", "/readyz", "/healthcheck", "/api/ping"):
+        assert (path, operations.request("GET", path).status in (200, 503)) == (path, True)
+    for path in ("/readyz", "/healthcheck", "/api/ping"):
+        assert (path, server.request("GET", path).status in (200, 503)) == (path, True)
+    # The inspector is served from there, and talks to where it came from.
+    path = "/api/broadcast/room/events/e"
+    assert operations.request("POST", path, "{}", {"apikey": mint()}).status == 202
+
+
+class Operations:
+    """A server at its other port."""
+
+    def __init__(self, server: Any, port: int) -> None:
+        self.port = port
+        self._request = type(server).request
+
+    def request(self, *arguments: Any) -> Any:
+        return self._request(self, *arguments)
+
+
+def test_metrics_and_inspector_can_be_switched_off(start_server) -> None:
+    server = start_server("--no-metrics", "--no-inspector", "--ops-port", "0")
+    operations = Operations(server, int(server.says(r"operations on http://127.0.0.1:(\d+)")[1]))
+
+    for path in ("/metrics", "/"):
+        assert server.request("GET", path).status == 404
+        assert operations.request("GET", path).status == 404
+
+
+# What is refused is in the log
+
+
+def test_the_log_says_why_a_client_was_refused(start_server, mint, open_events, topic) -> None:
+    server = start_server("--log-json", "--private-only")
+    stale = mint(ttl_seconds=-9)
+
+    server.request("GET", f"/socket/websocket?apikey={stale}")
+    server.request("GET", "/socket/websocket")
+    server.request("GET", f"/realtime/v1/sse?topic={topic}")
+    server.request("GET", f"/realtime/v1/sse?topic={topic}&apikey={mint()}")
+    server.request("GET", f"/realtime/v1/sse?topic={topic}&private=true&apikey={mint()}")
+    server.request("POST", "/api/broadcast", "{}", {"authorization": f"Bearer {stale}"})
+    server.post("/api/broadcast", {})
+    server.exchange(b"nonsense\r\n\r\n")
+    server.says("This is not HTTP")
+
+    lines = [json.loads(line) for line in server.log]
+    said = [(one["level"], one["message"]) for one in lines if "refused" in one["message"]]
+    assert said == [
+        ("info", "GET /socket/websocket refused, 401: Token has expired"),
+        ("info", "GET /socket/websocket refused, 401: API key is missing"),
+        ("info", "GET /realtime/v1/sse refused, 401: API key is missing"),
+        ("info", "GET /realtime/v1/sse refused, 403: PrivateOnly: This project only allows "
+         "private channels"),
+        ("info", "GET /realtime/v1/sse refused, 403: Unauthorized: You do not have permissions to "
+         f"read from this Channel topic: {topic}"),
+        ("info", "POST /api/broadcast refused, 401: Unauthorized"),
+        ("info", "POST /api/broadcast refused, 422: "
+         """{"errors":{"messages":["can't be blank"]}}"""),
+        ("info", "a request was refused, 400: This is not HTTP/1.1"),
+    ]  # fmt: skip
+    assert [one["code"] for one in lines if "code" in one] == ["PrivateOnly", "Unauthorized"]
+    assert not any("None" in line for line in server.log)
+
+
+def test_limits_of_requests_are_counted(start_server, mint, topic, follow) -> None:
+    server = start_server(
+        "--max-body-bytes", "100", "--max-connections", "1", "--max-channels-per-connection", "2"
+    )
+    events = "/realtime/v1/sse?" + "".join(f"topic={topic}{number}&" for number in range(3))
+
+    assert server.request("POST", "/api/broadcast", "x" * 101).status == 413
+    assert server.request("GET", f"{events}&apikey={mint()}").status == 429
+    follow(topic, to=server)
+    assert server.request("GET", f"/realtime/v1/sse?topic={topic}&apikey={mint()}").status == 429
+
+    found = metrics(server)
+    for limit in ("max_body_bytes", "max_connections", "max_channels_per_connection"):
+        assert found[f'realtime_db_limited_total{{limit="{limit}"}}'] == 1
 
 
 # The description

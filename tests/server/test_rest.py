@@ -201,7 +201,7 @@ def test_the_id_of_a_message_in_a_batch_arrives_as_its_meta(server, listen, topi
 
 def test_unknown_query_parameters_are_ignored(server, listen, topic, mint) -> None:
     channel = listen(topic)
-    query = f"?apikey=nonsense&vsn=2.0.0&persist=true&persist%5Bttl%5D=60&{'a' * 3000}"
+    query = f"?apikey=nonsense&vsn=2.0.0&unknown=true&unknown%5Bttl%5D=60&{'a' * 3000}"
 
     assert accepted(server.post(f"/api/broadcast{query}", batch(message(topic, "a"))))
     assert accepted(server.post(single(topic, "b", query), {}))
@@ -518,6 +518,49 @@ def test_more_messages_than_a_user_may_send_are_429(start_server, topic, mint) -
             {"message": "You have exceeded your rate limit"},
         )
     assert accepted(server.post("/api/broadcast", ten, headers=yours))
+
+
+def test_more_bytes_than_a_user_may_send_are_429(start_server, topic, mint) -> None:
+    server = start_server("--max-bytes-per-second", "100")  # a thousand at once
+    payload = {"a": "x" * 600}
+
+    assert accepted(server.post(single(topic), payload))
+    answer = server.post(single(topic), payload)
+    never = server.post(single(topic), {"a": "x" * 1000})
+
+    assert (answer.status, answer.json) == (429, {"message": "You have exceeded your rate limit"})
+    assert (never.status, never.json) == (
+        429,
+        {"message": "Too many messages to broadcast, please reduce the batch size"},
+    )
+    server.says("BytePerSecondRateLimitReached: a request with 1 messages of 60. bytes")
+
+
+def test_where_all_is_private_a_public_broadcast_is_refused(
+    start_server, topic, private_topic, follow
+) -> None:
+    server = start_server("--private-only")
+    events = follow(private_topic, private=True, to=server)
+    private = {**message(private_topic), "private": True}
+
+    for answer in (
+        server.post(single(topic), {}),
+        server.post("/api/broadcast", batch(message(topic))),
+        server.post("/api/broadcast", batch(private, message(topic))),
+    ):
+        assert (answer.status, answer.json) == (
+            403,
+            {"message": "PrivateOnly: This project only allows private channels"},
+        )
+    assert accepted(server.post("/api/broadcast", batch({**private, "event": "mine"})))
+    assert events.message()["event"] == "mine"
+
+
+def test_policies_see_headers_but_no_token(server, mint) -> None:
+    headers = {"apikey": mint(), "x-api-key": mint(), "cookie": "a=b", "x-team": "blue"}
+
+    assert accepted(server.post(single("secret:1", query="?private=true"), {}, headers=headers))
+    assert accepted(server.post(single("header:1", query="?private=true"), {}, headers=headers))
 
 
 # Browsers

@@ -5,19 +5,28 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import shutil
+import signal
 import subprocess
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 
+import psycopg
 import pytest
 from websockets.sync.client import connect
 
+from realtime_db.auth import tokens
 from realtime_db.auth.tokens import Claims
+from realtime_db.cursors import Cursor, Snapshot
 from realtime_db.hub import Hub
+from realtime_db.progress import Progress
 from realtime_db.protocol.broadcast import Broadcast
-from realtime_db.transports.sse import EVENTS, HEARTBEAT_SECONDS, EventStream
+from realtime_db.transports.sse import EVENTS, EVENTS_OF_MANY, HEARTBEAT_SECONDS, EventStream
 from realtime_db.wheel import Wheel
 
 BROADCAST = Broadcast("realtime:room", "e", b'{"a": 1}')
@@ -117,19 +126,23 @@ def test_no_payload_and_no_id_can_forge_an_event(server, follow, topic, mint) ->
     ("broadcast", "line"),
     [
         (BROADCAST, b""),
-        (BROADCAST._replace(id="m"), b"id: m\n"),
-        (BROADCAST._replace(id="m", cursor="c"), b"id: c\n"),
-        (BROADCAST._replace(id="m\0"), b""),
+        (BROADCAST._replace(id="m"), b""),
         (BROADCAST._replace(id="m\rdata: x"), b""),
+        (BROADCAST._replace(id="m", cursor="c", cursor_of_all="all"), b"id: c\n"),
     ],
 )
-def test_the_id_is_the_cursor_or_that_of_the_message(broadcast: Broadcast, line: bytes) -> None:
+def test_the_id_is_the_cursor(broadcast: Broadcast, line: bytes) -> None:
     event = EVENTS.encode(broadcast)
 
     assert event is not None
     assert event.startswith(line + b"data: ")
     assert event.endswith(b"}\n\n")
     assert event.count(b"\n") == line.count(b"\n") + 2
+
+
+def test_who_follows_several_topics_gets_the_cursor_of_all() -> None:
+    both = BROADCAST._replace(id="m", cursor="c", cursor_of_all="all")
+    assert (EVENTS_OF_MANY.encode(both) or b"").startswith(b"id: all\ndata: ")
 
 
 @pytest.mark.parametrize("whole", [b"{}", b"{ }", b'{"a":1}', b'{"a":1 }', b'{"topic":"lie"}'])
@@ -184,7 +197,8 @@ def test_the_token_may_be_in_the_url_or_in_a_header_which_wins(open_events, topi
 
 def test_a_refusal_says_why(server, mint) -> None:
     for query, status, text in (
-        ("topic=t", 401, "The token provided is not a valid JWT"),
+        ("topic=t", 401, "API key is missing"),
+        ("topic=t&apikey=x", 401, "The token provided is not a valid JWT"),
         (f"topic=t&apikey={mint(ttl_seconds=-9)}", 401, "Token has expired"),
         (f"apikey={mint()}", 422, "TopicNameRequired: You must provide a topic name"),
         (f"topic=&apikey={mint()}", 422, "TopicNameRequired: You must provide a topic name"),
@@ -226,6 +240,8 @@ def test_curl_shows_events_as_they_come(server, topic, mint, follow) -> None:
     command = ["curl", "-sN", "-H", f"Authorization: Bearer {mint()}", url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as curl:
         assert curl.stdout.readline().startswith("retry: ")
+        curl.stdout.readline()
+        assert curl.stdout.readline().startswith((":", "id: "))
         server.post("/api/broadcast", {"messages": [message(topic)]})
         curl.stdout.readline()
         line = curl.stdout.readline()
@@ -293,23 +309,338 @@ class Pipe(asyncio.Transport):
     def is_closing(self) -> bool:
         return False
 
+    def get_write_buffer_size(self) -> int:
+        return 0
 
-def test_a_quiet_stream_gets_comments() -> None:
-    pipe, wheel = Pipe(), Wheel(0)
+
+def test_a_quiet_stream_gets_comments_and_then_its_place() -> None:
+    pipe, wheel, progress = Pipe(), Wheel(0), Progress()
     seconds = 0.0
     services: Any = SimpleNamespace(
         hub=Hub(lambda callback: callback()),
+        progress=progress,
         wheel=wheel,
         now=lambda: seconds,
         settings=SimpleNamespace(max_write_buffer_bytes=1000),
     )
-    claims = Claims("anon", 1000, None, "{}")
-    EventStream(services, claims, [("room", False)], transport=pipe, streams=set())
+    EventStream(
+        services,
+        "",
+        Claims("anon", 1000, None, "{}"),
+        [("room", False)],
+        last_event_id="",
+        headers={},
+        generation=0,
+        transport=pipe,
+        streams=set(),
+    )
+    assert pipe.written.endswith(b"retry: 2000\n\n:\n\n")
     head = pipe.written
 
     heard = []
     for seconds in (HEARTBEAT_SECONDS, HEARTBEAT_SECONDS + 1, 2 * HEARTBEAT_SECONDS + 3):
         wheel.advance(seconds)
         heard.append(pipe.written.removeprefix(head))
-
     assert heard == [b"", b":\n\n", b":\n\n:\n\n"]
+
+    progress.look(Snapshot(5, 5), at=9, taken_us=1)
+    progress.passed(9)
+    progress.settled(9)
+    wheel.advance(3 * HEARTBEAT_SECONDS + 5)
+    assert pipe.written.endswith(b":\n\nid: %b\n\n" % progress.now.encode())
+
+
+class Stored:
+    """Gives what came after a cursor when the test says so."""
+
+    def __init__(self) -> None:
+        self.ready = asyncio.Event()
+
+    @asynccontextmanager
+    async def resume(self, topics: Any, *, subscriber: Any, **_: Any) -> AsyncIterator[Any]:
+        subscriber.hold()
+        yield SimpleNamespace(
+            seen=Snapshot(9, 9), cursor="new", gap=None, is_empty=False, pages=self._pages
+        )
+
+    async def _pages(self) -> AsyncIterator[list[Broadcast]]:
+        yield [BROADCAST._replace(event="stored", id="1")]
+        await self.ready.wait()
+        yield [BROADCAST._replace(event="last", id="2")]
+
+
+def test_a_stream_is_not_moved_on_before_it_has_got_what_it_missed() -> None:
+    async def run() -> list[str]:
+        pipe, wheel, progress, stored = Pipe(), Wheel(0), Progress(), Stored()
+        progress.look(Snapshot(5, 5), at=9, taken_us=2)
+        progress.passed(9)
+        progress.settled(9)
+        assert progress.horizon is not None
+        seconds = 0.0
+        hub = Hub(asyncio.get_running_loop().call_soon)
+        services: Any = SimpleNamespace(
+            hub=hub,
+            progress=progress,
+            wheel=wheel,
+            now=lambda: seconds,
+            stored=stored,
+            settings=SimpleNamespace(max_write_buffer_bytes=10_000),
+        )
+        last = str(Cursor("w", progress.horizon))
+        EventStream(
+            services,
+            "",
+            Claims("anon", 1000, None, "{}"),
+            [("room", False)],
+            last_event_id=last,
+            headers={},
+            generation=0,
+            transport=pipe,
+            streams=set(),
+        )
+        begun = len(pipe.written)
+        await _until(lambda: len(pipe.written) > begun)
+        hub.publish(("room", False), BROADCAST._replace(event="live", id="3", cursor="live"))
+        seconds = HEARTBEAT_SECONDS + 1
+        wheel.advance(seconds)
+        stored.ready.set()
+        await _until(lambda: b'"live"' in pipe.written)
+        seconds = 2 * HEARTBEAT_SECONDS + 3
+        wheel.advance(seconds)
+        written = pipe.written[begun:].decode().replace(last, "old").replace(progress.now, "now")
+        return [event.partition("\n")[0].partition("{")[0] for event in written.split("\n\n")]
+
+    # One message is kept back until it is known whether it is the last.
+    assert asyncio.run(run()) == ["id: old", ":", "data: ", "id: new", "id: live", "id: now", ""]
+
+
+async def _until(happened: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not happened():  # noqa: ASYNC110 - a few turns of the loop
+            await asyncio.sleep(0)
+
+
+# Resuming
+
+
+@pytest.fixture
+def placed(follow) -> Any:
+    """`placed("room")` -> the events of topics, when the server knows where it is."""
+
+    def placed(*topics: str, **more: Any) -> Any:
+        deadline = time.monotonic() + 20
+        while (events := follow(*topics, **more)).place is None:
+            assert time.monotonic() < deadline
+            events.close()
+        return events
+
+    return placed
+
+
+def send(connection: Any, topic: str, event: str, private: bool = False) -> None:
+    connection.execute("select realtime.send('{}', %s, %s, %s)", [event, topic, private])
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_stream_goes_on_after_the_last_event_id(
+    served_database_url, database, follow, placed, private_topic, private
+) -> None:
+    events, watcher = (placed(private_topic, private=private) for _ in range(2))
+    with psycopg.connect(served_database_url) as open_:
+        send(open_, private_topic, "open", private)
+        send(database, private_topic, "seen", private)
+        last = events.event()["id"]
+        events.close()
+        send(database, private_topic, "between", private)
+        open_.commit()
+    send(database, private_topic, "other", not private)
+    assert [watcher.message()["event"] for _ in range(3)] == ["seen", "between", "open"]
+
+    again = follow(private_topic, private=private, after=last)
+
+    assert again.place == last  # who stops here has got nothing
+    first, second = again.event(), again.event()
+    assert first["id"] not in (last, second["id"])
+    message_id = json.loads(first["data"])["meta"]["id"]
+    assert json.loads(first["data"]) == {
+        "type": "broadcast",
+        "event": "between",
+        "payload": {"id": message_id},
+        "meta": {"replayed": True, "id": message_id},
+        "topic": private_topic,
+    }
+    assert json.loads(second["data"])["event"] == "open"
+    send(database, private_topic, "live", private)
+    third = again.event()
+    assert (json.loads(third["data"])["event"], len(third)) == ("live", 2)
+
+    send(database, private_topic, "more", private)
+    for after, rest in ((second["id"], ["live", "more"]), (third["id"], ["more"])):
+        resumed = follow(private_topic, private=private, after=after)
+        assert [resumed.message()["event"] for _ in rest] == rest
+
+
+def test_a_stream_that_got_nothing_goes_on_where_it_began(database, follow, placed, topic) -> None:
+    watcher = placed(topic)
+    send(database, topic, "before")
+    assert watcher.message()["event"] == "before"
+    first = placed(topic)
+    first.close()
+    send(database, topic, "after")
+
+    assert follow(topic, after=first.place).message()["event"] == "after"
+
+
+def test_one_stream_of_two_topics_misses_nothing_of_either(
+    served_database_url, database, follow, placed, topic
+) -> None:
+    one, two = topic, f"{topic}:two"
+    events, watcher = placed(one, two), placed(one, two)
+    with psycopg.connect(served_database_url) as open_:
+        send(open_, one, "open")
+        send(database, two, "a")
+        send(database, one, "b")
+        assert {events.message()["event"] for _ in "ab"} == {"a", "b"}
+        send(database, one, "c")
+        last = events.event()["id"]
+        events.close()
+        send(database, two, "d")
+        open_.commit()
+        send(database, one, "e")
+    while watcher.message()["event"] != "e":
+        pass
+
+    again = follow(one, two, after=last)
+
+    heard = [again.message() for _ in range(3)]
+    # What was not settled comes again; topics are not ordered among each other.
+    while heard[-1]["event"] != "e":
+        heard.append(again.message())
+    events_heard = [message["event"] for message in heard]
+    assert events_heard[-3:] == ["d", "open", "e"]
+    assert set(events_heard[:-3]) <= {"a", "b", "c"}
+    assert heard[-3]["topic"] == two
+
+
+def test_a_resume_that_finds_nothing_moves_on(database, follow, placed, topic) -> None:
+    first = placed(topic)
+    first.close()
+    again = follow(topic, after=first.place)
+    assert Cursor.parse(again.place).horizon.taken_us > Cursor.parse(first.place).horizon.taken_us
+
+
+def test_the_last_event_id_may_be_in_the_url_and_the_header_wins(
+    database, open_events, placed, topic, mint
+) -> None:
+    first = placed(topic)
+    send(database, topic, "a")
+    second = first.event()["id"]
+    send(database, topic, "b")
+    query = f"topic={topic}&apikey={mint()}&lastEventId={first.place}"
+
+    assert open_events(query).message()["event"] == "a"
+    assert open_events(query, {"last-event-id": second}).message()["event"] == "b"
+
+
+@pytest.mark.parametrize("last", ["2a16a799-cdbf-4742-add4-4fb6a8e44816", "x", "w.w"])
+def test_an_id_that_nobody_can_read_is_a_gap(server, follow, topic, last) -> None:
+    events = follow(topic, after=last)
+
+    gap = events.next()
+    assert gap["event"] == "gap"
+    before = datetime.fromisoformat(json.loads(gap["data"])["before"])
+    assert abs(before.timestamp() - time.time()) < 60
+    server.post(f"/api/broadcast/{topic}/events/e", {})
+    assert events.message()["event"] == "e"
+
+
+def test_an_id_from_before_all_that_is_stored_is_a_gap(database, follow, placed, topic) -> None:
+    cursor = Cursor.parse(placed(topic).place)
+    send(database, topic, "still there")
+    long_ago = cursor.horizon.taken_us - 40 * 86_400_000_000
+    old = cursor._replace(horizon=cursor.horizon._replace(taken_us=long_ago, since_us=long_ago))
+
+    events = follow(topic, after=str(old))
+
+    gap = events.next()
+    assert (gap["event"], json.loads(gap["data"]).keys()) == ("gap", {"before"})
+    assert events.message()["event"] == "still there"
+
+
+def test_a_stream_that_cannot_resume_ends_and_comes_back(
+    start_server, served_database_url, placed, follow, topic, mint
+) -> None:
+    """EventSource gives up on any answer but 200, so the reason is in a comment."""
+    server = start_server("--statement-timeout-seconds", "0.5")
+    place = placed(topic, to=server).place
+    with psycopg.connect(served_database_url) as other:
+        other.execute("lock table realtime.messages in access exclusive mode")
+        with server.open() as opened:
+            query = f"topic={topic}&apikey={mint()}"
+            opened.sendall(
+                f"GET /realtime/v1/sse?{query} HTTP/1.1\r\nhost: x\r\n"
+                f"last-event-id: {place}\r\n\r\n".encode()
+            )
+            answer = b""
+            while piece := opened.recv(65_536):
+                answer += piece
+        other.rollback()
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert answer.endswith(b": UnableToReplayMessages: Realtime was unable to replay messages\n\n")
+    assert follow(topic, after=place, to=server).place
+
+
+def test_a_long_absence_is_made_up_for(database, follow, placed, topic) -> None:
+    """More than a stream may be behind."""
+    place = placed(topic).place
+    database.execute(
+        "select realtime.send(jsonb_build_object('n', n, 'x', repeat('x', 20000)), 'e', %s, false)"
+        " from generate_series(1, 1000) as n",
+        [topic],
+    )
+
+    events = follow(topic, after=place)
+
+    assert [events.message()["payload"]["n"] for _ in range(1000)] == list(range(1, 1001))
+    send(database, topic, "live")
+    assert events.message()["event"] == "live"
+
+
+def test_a_retired_key_ends_the_streams_that_it_opened(
+    start_server, open_events, tmp_path, topic, mint
+) -> None:
+    secrets = tmp_path / "secrets"
+    secrets.write_text("a-secret-that-is-retired-soon")
+    server = start_server("--jwt-secrets-file", str(secrets))
+    retired = tokens.mint(
+        "a-secret-that-is-retired-soon", role="anon", now=time.time(), ttl_seconds=3600
+    )
+    old = open_events(f"topic={topic}&apikey={retired}", to=server)
+    new = open_events(f"topic={topic}&apikey={mint()}", to=server)
+    secrets.write_text("another-secret-that-nobody-uses")
+
+    os.kill(server.pid, signal.SIGHUP)
+
+    assert old.next() == {"": "Failed to validate JWT signature"}
+    assert old.rest() == b""
+    server.says("1 connections ended: their keys were retired")
+    server.post(f"/api/broadcast/{topic}/events/e", {})
+    assert new.message()["event"] == "e"
+
+
+def test_a_stream_that_would_get_too_much_ends(start_server, follow, topic) -> None:
+    server = start_server("--max-deliveries-per-second", "0.1")  # and one at once
+    events = follow(topic, to=server)
+
+    server.post(f"/api/broadcast/{topic}/events/e", {})
+    assert events.message()["event"] == "e"
+    server.post(f"/api/broadcast/{topic}/events/e", {})
+
+    assert events.next() == {"": "Too many messages per second"}
+    assert events.rest() == b""
+
+
+def test_policies_see_no_token_of_a_stream(open_events, mint) -> None:
+    headers = {"authorization": f"Bearer {mint()}", "apikey": "x", "x-api-key": "x", "cookie": "a"}
+
+    assert open_events("topic=secret:1&private=true", headers).status == 200

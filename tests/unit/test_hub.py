@@ -231,3 +231,95 @@ def test_a_tap_alone_keeps_a_topic(hub: Hub) -> None:
     hub.untap(tap)
     hub.untap(tap)
     assert hub.topics == 0
+
+
+# What has been written
+
+
+def test_a_mark_is_written_once_all_slices_are(hub: Hub, loop: Loop) -> None:
+    wire = Plain()
+    for _ in range(WRITES_PER_TURN + 1):
+        hub.subscribe(KEY, wire, lambda data: None)
+    hub.publish(KEY, message("a"))
+    mark = hub.mark()
+    assert not hub.is_written(mark)
+    loop.turn()
+    assert not hub.is_written(mark)
+    hub.publish(KEY, message("b"))
+    later = hub.mark()
+    loop.turn()
+    assert hub.is_written(mark)
+    assert not hub.is_written(later)
+    loop.run()
+    assert hub.is_written(later)
+    assert hub.mark() == []
+
+
+def test_a_mark_does_not_wait_for_a_topic_that_everybody_left(hub: Hub, loop: Loop) -> None:
+    """And that others have joined since: what was pending is lost with who should have got it."""
+    one = hub.subscribe(KEY, Plain(), lambda data: None)
+    hub.publish(KEY, message("a"))
+    mark = hub.mark()
+    hub.unsubscribe(one)
+    hub.subscribe(KEY, Plain(), lambda data: None)
+    hub.publish(KEY, message("b"))
+    loop.run()
+    assert hub.is_written(mark)
+
+
+def test_who_takes_a_message_may_end_with_it(hub: Hub) -> None:
+    taken: list[str] = []
+
+    def take(one: Broadcast) -> None:
+        taken.append(one.event)
+        hub.untap(tap)
+
+    tap = hub.tap(KEY, take)
+    hub.tap(KEY, lambda one: taken.append(one.event.upper()))
+    for event in "ab":
+        hub.publish(KEY, message(event))
+    assert taken == ["a", "A", "B"]
+
+
+# A limit
+
+
+def test_who_would_get_too_much_is_told_and_gets_none_of_it(loop: Loop) -> None:
+    seconds = 0.0
+    hub = Hub(loop.call_soon, max_per_second=0.2, now=lambda: seconds)
+    written: list[bytes] = []
+    told: list[str] = []
+    mine = hub.subscribe(KEY, Plain(), written.append, over=lambda: told.append("mine"))
+    hub.subscribe(KEY, Plain(), written.append, over=lambda: told.append("yours"))
+    hub.subscribe(KEY, Plain(), written.append)
+    hub.subscribe(("other", False), Plain(), written.append, over=lambda: told.append("other"))
+
+    for event in "ab":  # ten seconds' worth
+        hub.publish(KEY, message(event))
+    loop.run()
+    assert written == [b"ab"] * 3
+    hub.publish(KEY, message("c"), besides=mine)
+    loop.run()
+    assert (written, told) == ([b"ab"] * 3, ["yours"])  # who sent all of it got none of it
+    hub.publish(("other", False), message("d"))
+    seconds = 5.0
+    hub.publish(KEY, message("e"))
+    loop.run()
+
+    assert written[3:] == [b"d", b"e", b"e", b"e"]
+    assert told == ["yours"]
+
+
+def test_telling_many_that_it_is_too_much_is_cut_into_slices(loop: Loop) -> None:
+    hub = Hub(loop.call_soon, max_per_second=0.1, now=lambda: 0.0)
+    wire = Plain()
+    told: list[int] = []
+    for number in range(2 * WRITES_PER_TURN):
+        hub.subscribe(KEY, wire, lambda data: None, over=lambda number=number: told.append(number))
+
+    for _ in range(2):
+        hub.publish(KEY, message("e"))
+    loop.turn()
+    assert len(told) == WRITES_PER_TURN
+    loop.run()
+    assert told == list(range(2 * WRITES_PER_TURN))

@@ -55,7 +55,8 @@ DESCRIBE = r"""
     select
         'column', t.relname || '.' || a.attname,
         concat_ws(
-            ' ', a.attnum, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attcompression,
+            ' ', row_number() over (partition by t.oid order by a.attnum),  -- one may be gone
+            format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attcompression,
             a.attacl::text, pg_get_expr(d.adbin, d.adrelid), col_description(t.oid, a.attnum)
         )
     from tables as t

@@ -53,6 +53,17 @@ class Client {
     return this.channels.get(topic)
   }
 
+  // As docs/server.md has it. A client that joins again sends this config again.
+  resume({ topic, config, cursor }) {
+    const channel = this.channel({ topic, config })
+    const goOn = (cursor) => {
+      if (cursor) channel.params.config.broadcast.replay = { cursor }
+    }
+    goOn(cursor)
+    channel.joinPush.receive('ok', (reply) => goOn(reply.cursor))
+    channel.on('broadcast', { event: '*' }, ({ meta }) => goOn(meta?.cursor))
+  }
+
   subscribe({ topic, config }) {
     const tell = (kind, line) => print({ client: this.name, kind, topic, ...line })
     const onStatus = (status, error) => {
@@ -68,16 +79,17 @@ class Client {
       .subscribe(onStatus)
   }
 
-  send({ topic, event, payload }) {
+  send({ topic, event, payload, persist }) {
     return this.channel({ topic }).send({
       type: 'broadcast',
       event,
       payload: toPayload(payload),
+      persist,
     })
   }
 
-  httpSend({ topic, config, event, payload }) {
-    return this.channel({ topic, config }).httpSend(event, toPayload(payload))
+  httpSend({ topic, config, event, payload, persist }) {
+    return this.channel({ topic, config }).httpSend(event, toPayload(payload), { persist })
   }
 
   track({ topic, payload }) {

@@ -33,6 +33,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from realtime_db.auth import tokens
+from tests.conftest import drop_slots
 
 ROOT = Path(__file__).resolve().parents[3]
 DEADLINE_SECONDS = 20.0
@@ -144,12 +145,7 @@ def database(
         opened.execute(RIGHTS)
         yield opened
         opened.connection.close()
-        # A walsender notices some seconds later only that its server went away.
-        admin.execute(
-            "select pg_terminate_backend(active_pid, 5000) from pg_replication_slots "
-            "where database = %s and active",
-            [name],
-        )
+        drop_slots(admin, name)
         admin.execute(sql.SQL("drop database {} with (force)").format(identifier))
 
 
@@ -234,7 +230,8 @@ def start_server(database: Database) -> Iterator[Callable[..., Server]]:
     with ExitStack() as stack:
 
         def start(*options: str, **more: Any) -> Server:
-            server = Server(database.url, *options, **more)
+            # Beside the server of all tests.
+            server = Server(database.url, "--temporary-slot", *options, **more)
             stack.callback(server.stop)
             return server
 
@@ -312,9 +309,15 @@ def kind_3(
 
 
 class Client:
-    """One WebSocket, speaking either framing."""
+    """One WebSocket, speaking either framing.
+
+    Attributes:
+        cursor, gap: what the last join was answered, if anything.
+    """
 
     def __init__(self, socket: ClientConnection, vsn: str | None) -> None:
+        self.cursor: str | None = None
+        self.gap: str | None = None
         self.socket = socket
         self.v2 = vsn is not None and vsn.startswith("2")
         self._refs = itertools.count(1)
@@ -353,6 +356,8 @@ class Client:
         """Joins, and returns the join_ref."""
         ref = self.ref()
         frame = self.ask_to_join(sub_topic, config, ref=ref, **payload)
+        self.cursor = frame.payload["response"].pop("cursor", None)
+        self.gap = frame.payload["response"].pop("gap", None)
         assert frame.payload == {"status": "ok", "response": {"postgres_changes": []}}
         return ref
 

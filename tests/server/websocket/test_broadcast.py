@@ -81,7 +81,7 @@ def test_metadata_of_a_push_does_not_stop_it(
     sender, other = client(), client()
     sender.join(topic, {"broadcast": {"ack": True}})
     other.join(topic)
-    frame = push_frame(f"realtime:{topic}", "e", b"{}", ref="1", metadata=b'{"persist":true}')
+    frame = push_frame(f"realtime:{topic}", "e", b"{}", ref="1", metadata=b'{"unknown":true}')
     sender.socket.send(frame)
     assert other.receive().payload == {"type": "broadcast", "event": "e", "payload": {}}
     assert sender.receive().payload == {"status": "ok", "response": {}}
@@ -143,6 +143,9 @@ def test_a_payload_over_the_limit_goes_to_nobody_and_the_ack_says_so(
     acked.socket.send(push_frame(f"realtime:{topic}", "e", b"x" * 1001, encoding=0, ref="2"))
     assert acked.receive().payload == refused
     silent.broadcast(topic, "e", {"a": "x" * 1000}, ref="1")
+    told = silent.receive()  # who asks for no answer is told all the same
+    assert (told.event, told.payload["status"]) == ("system", "error")
+    assert told.payload["message"] == "payload_size_exceeded"
     nothing_came(other, acked, silent)
     silent.socket.send(push_frame(f"realtime:{topic}", "e", b"x" * 1000, encoding=0))
     assert other.receive().payload["payload"] == b"x" * 1000
@@ -231,6 +234,12 @@ def test_channels_of_several_users_live_on_one_connection(
 # From the database
 
 
+def cursor(frame: Any) -> dict[str, str]:
+    """The key that it has, once the server knows where it is."""
+    meta = frame.payload["meta"]
+    return {"cursor": meta["cursor"]} if "cursor" in meta else {}
+
+
 def test_a_committed_message_has_the_envelope_of_the_protocol(
     client: Callable[..., Client], database: Database, topic: str
 ) -> None:
@@ -238,17 +247,16 @@ def test_a_committed_message_has_the_envelope_of_the_protocol(
     v1.join(topic)
     v2.join(topic)
     message_id = database.send(topic, "greeting", {"hello": 1})
+    first, second = v1.receive(), v2.receive()
     wanted = {
         "type": "broadcast",
         "event": "greeting",
         "payload": {"hello": 1, "id": message_id},
-        "meta": {"id": message_id},
+        "meta": {"id": message_id, **cursor(second)},
     }
-    first, second = v1.receive(), v2.receive()
     assert (first.topic, first.event, first.ref) == (f"realtime:{topic}", "broadcast", None)
     assert first.payload == second.payload == wanted
     assert isinstance(second.raw, bytes)
-    assert second.meta == {"id": message_id}
 
 
 @BOTH
@@ -312,7 +320,7 @@ def test_a_binary_message_of_the_database_is_kind_4_and_not_for_v1(
     ).fetchone()
     frame = v2.receive()
     assert frame.payload["payload"] == bytes(range(256))
-    assert frame.meta == {"id": message_id}
+    assert frame.meta == {"id": message_id, **cursor(frame)}
     database.send(topic, "json")
     assert v1.receive().payload["event"] == "json"
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 Client = Any
 Server = Any
@@ -59,8 +61,9 @@ def test_too_many_joins_are_refused_and_the_connection_closed(
     one.join(topic)
     # After the name, before the channels and the token.
     assert one.refused("").startswith("TopicNameRequired")
-    for _ in range(3):
-        one.send(f"realtime:{topic}:more", "phx_join", {"access_token": "x"}, ref="more")
+    with suppress(ConnectionClosed):  # by the first of them
+        for _ in range(3):
+            one.send(f"realtime:{topic}:more", "phx_join", {"access_token": "x"}, ref="more")
     frame = one.receive()
     assert frame.ref == "more"
     assert frame.payload == {
@@ -115,6 +118,79 @@ def test_a_channel_that_sends_too_much_is_closed_and_no_other(
     one.push(f"realtime:{topic}:other", "phx_leave")
     other.broadcast(topic, "x")
     other.heartbeat()
+
+
+def limited(server: Server, limit: str) -> float:
+    """How often a limit has struck, as the metrics say."""
+    with urllib.request.urlopen(f"http://{server.host}:{server.port}/metrics") as answer:
+        text = answer.read().decode()
+    return float(re.findall(rf'^realtime_db_limited_total{{limit="{limit}"}} (.+)$', text, re.M)[0])
+
+
+def test_a_channel_that_gets_too_much_is_closed_and_no_other(
+    start_server: Callable[..., Server],
+    open_client: Callable[..., Client],
+    database: Database,
+    topic: str,
+) -> None:
+    server = start_server("--max-deliveries-per-second", "0.1")  # and one at once
+    one = open_client(server)
+    one.join(f"{topic}:other")
+    ref = one.join(topic)
+    first = database.send(topic)
+    assert one.receive().payload["meta"]["id"] == first
+    database.send(topic)
+    system, closed = one.receive(), one.receive()
+    assert system.payload["message"] == "Too many messages per second"
+    assert (system.payload["status"], system.payload["channel"]) == ("error", topic)
+    assert (closed.event, closed.ref) == ("phx_close", ref)
+    database.send(f"{topic}:other")
+    assert one.receive().event == "broadcast"
+    server.wait_for(f"MessagePerSecondRateLimitReached: channel realtime:{topic} ended")
+    assert limited(server, "max_deliveries_per_second") == 1
+
+
+def test_a_message_of_the_database_that_is_too_large_is_dropped_for_all_to_see(
+    start_server: Callable[..., Server],
+    open_client: Callable[..., Client],
+    database: Database,
+    topic: str,
+) -> None:
+    server = start_server("--max-payload-bytes", "200")
+    one = open_client(server)
+    one.join(topic)
+    too_large = database.send(topic, "large", {"a": "x" * 200})
+    database.send(topic, "small")
+    assert one.receive().payload["event"] == "small"
+    server.wait_for(rf"PayloadSizeExceeded: message {too_large} of \d+ bytes to {topic} ")
+    assert limited(server, "max_payload_bytes") == 1
+
+
+def test_a_flood_of_messages_that_are_too_large_is_counted_and_logged_once(
+    start_server: Callable[..., Server], open_client: Callable[..., Client], topic: str
+) -> None:
+    server = start_server("--max-payload-bytes", "200")
+    one = open_client(server)
+    one.join(topic)
+    for _ in range(100):
+        one.broadcast(topic, payload={"a": "x" * 200})
+        assert one.receive().payload["message"] == "payload_size_exceeded"
+    assert limited(server, "max_payload_bytes") == 100
+    said = [line for line in server.log if "PayloadSizeExceeded" in line]
+    # One line, and a sum for each ten seconds that it took.
+    assert f"realtime:{topic} was not sent" in said[0]
+    assert len(said) <= 3
+
+
+def test_a_websocket_that_sends_a_frame_that_is_too_large_is_counted(
+    start_server: Callable[..., Server], open_client: Callable[..., Client]
+) -> None:
+    server = start_server("--max-frame-bytes", "100")
+    one = open_client(server)
+    one.socket.send("x" * 101)
+    assert one.closed()[0] == 1009
+    server.wait_for("FrameSizeExceeded: ")
+    assert limited(server, "max_frame_bytes") == 1
 
 
 # Slow clients
@@ -228,7 +304,7 @@ def test_a_client_that_sends_and_never_reads_the_replies_is_reset(
     with pytest.raises((ConnectionResetError, BrokenPipeError)):
         for _ in range(1000):
             one.socket.sendall(frames)
-    assert server.memory_bytes() - before < 20_000_000
+    assert server.memory_bytes() - before < 30_000_000
 
 
 def test_three_hundred_clients_come_and_go_and_leave_nothing(

@@ -20,6 +20,12 @@ def replay(since: Any = 1, **more: Any) -> dict[str, Any]:
     return {"private": True, "broadcast": {"replay": {"since": since, **more}}}
 
 
+def cursor(frame: Any) -> dict[str, str]:
+    """The key that the last message has, once the server knows where it is."""
+    meta = frame.payload["meta"]
+    return {"cursor": meta["cursor"]} if "cursor" in meta else {}
+
+
 @pytest.fixture
 def ann(database: Database, user: Callable[[str], str], topic: str) -> str:
     """A user's token who may read the topic."""
@@ -43,7 +49,7 @@ def test_the_latest_messages_follow_the_join_reply_oldest_first(
             "type": "broadcast",
             "event": f"e{n}",
             "payload": {"n": n, "id": ids[n]},
-            "meta": {"replayed": True, "id": ids[n]},
+            "meta": {"replayed": True, "id": ids[n], **cursor(frame)},
         }
     one.heartbeat()
 
@@ -61,7 +67,7 @@ def test_a_binary_message_is_replayed_as_kind_4_and_not_to_v1(
     frame = v2.receive()
     assert isinstance(frame.raw, bytes)
     assert frame.payload["payload"] == b"\0\1"
-    assert frame.meta == {"replayed": True, "id": message_id}
+    assert frame.meta == {"replayed": True, "id": message_id, **cursor(frame)}
 
 
 @pytest.mark.parametrize(("limit", "count"), [(None, 25), (1000, 25), (0, 1), (-5, 1), (7, 7)])
@@ -229,7 +235,8 @@ def test_a_message_that_the_wal_brings_after_its_replay_comes_once(
         for _ in range(5):
             row = other.execute("select realtime.send('{}', 'e', %s)::text", [topic]).fetchone()
             one.join(topic, replay(limit=1))
-            assert one.receive().payload["meta"] == {"replayed": True, "id": row[0]}
+            frame = one.receive()
+            assert frame.payload["meta"] == {"replayed": True, "id": row[0], **cursor(frame)}
             # The stream has come past it when it brings this one.
             other.execute("select realtime.send('{}', 'next', %s)", [topic])
             assert one.receive().payload["event"] == "next"

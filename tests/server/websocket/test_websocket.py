@@ -347,10 +347,26 @@ def test_sighup_reads_the_keys_again(
     old = token(secret="first-secret-of-some-length")
     new = token(secret="second-secret-of-some-length")
     joined = open_client(server, key=old)
-    joined.join(topic)
+    ref = joined.join(topic)
     assert joined.refused(topic + "2", access_token=new).startswith("JwtSignatureError")
-    secrets.write_text("second-secret-of-some-length")
+    secrets.write_text("first-secret-of-some-length\nsecond-secret-of-some-length\n")
     server.signal(signal.SIGHUP)
     server.wait_for("keys were read again")
     joined.join(topic + "2", access_token=new)
+
+    # A retired key ends its channels, and a connection that was opened with it.
+    mixed = open_client(server, key=new)
+    mixed_ref = mixed.join(topic, access_token=old)
+    mixed.join(topic + "2")
+    secrets.write_text("second-secret-of-some-length")
+    server.signal(signal.SIGHUP)
+    server.wait_for("keys were read again", 2)
+    system, closed = mixed.receive(), mixed.receive()
+    assert system.payload["message"] == "Failed to validate JWT signature"
+    assert (closed.event, closed.ref) == ("phx_close", mixed_ref)
+    mixed.heartbeat()
+    goodbye = [joined.receive() for _ in range(2)]
+    assert {one.payload["message"] for one in goodbye} == {"Server requested disconnect"}
+    assert goodbye[0].join_ref == ref
+    assert joined.closed() == (1012, "Keys have changed")
     assert refusal(lambda **more: open_client(server, **more), key=old)[0] == 401

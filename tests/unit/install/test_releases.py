@@ -11,7 +11,7 @@ from pglast import ast
 
 from realtime_db import resources
 from realtime_db.errors import InstallError
-from realtime_db.install import releases, source
+from realtime_db.install import freezing, releases, source
 
 PING = """\
 -- Answers.
@@ -67,12 +67,12 @@ def two_releases(project: Path, before: str, after: str) -> tuple[str, str]:
             write(project, "functions/ping.sql", text)
         else:
             (project / "sql" / "functions" / "ping.sql").unlink(missing_ok=True)
-        releases.freeze(version, project)
+        freezing.freeze(version, project)
     return read(project, "0.1.0--0.2.0"), read(project, "0.2.0--0.1.0")
 
 
 def test_the_install_script_replaces_nothing_that_is_there(project: Path) -> None:
-    releases.freeze("0.1.0", project)
+    freezing.freeze("0.1.0", project)
 
     script = read(project, "0.1.0")
 
@@ -87,7 +87,7 @@ def test_updates_and_rollbacks_replace_what_is_there(project: Path) -> None:
 
 
 def test_freezing_sets_the_version_wherever_it_is_named(project: Path) -> None:
-    releases.freeze("3.2.1", project)
+    freezing.freeze("3.2.1", project)
 
     assert "select '3.2.1'" in (project / "sql/functions/version.sql").read_text()
     assert 'version = "3.2.1"' in (project / "pyproject.toml").read_text()
@@ -96,7 +96,7 @@ def test_freezing_sets_the_version_wherever_it_is_named(project: Path) -> None:
 
 
 def test_the_extension_is_neither_superuser_s_nor_trusted(project: Path) -> None:
-    releases.freeze("0.1.0", project)
+    freezing.freeze("0.1.0", project)
 
     settings = (project / "realtime_db.control").read_text().splitlines()
 
@@ -105,41 +105,41 @@ def test_the_extension_is_neither_superuser_s_nor_trusted(project: Path) -> None
 
 
 def test_freezing_the_same_tree_again_changes_nothing(project: Path) -> None:
-    releases.freeze("0.1.0", project)
+    freezing.freeze("0.1.0", project)
     before = snapshot(project)
 
-    releases.freeze("0.1.0", project)
+    freezing.freeze("0.1.0", project)
 
     assert snapshot(project) == before
 
 
 def test_a_frozen_release_is_never_frozen_with_other_contents(project: Path) -> None:
-    releases.freeze("0.1.0", project)
+    freezing.freeze("0.1.0", project)
     write(project, "functions/ping.sql", PING)
     before = snapshot(project)
 
     with pytest.raises(InstallError, match="the next version"):
-        releases.freeze("0.1.0", project)
+        freezing.freeze("0.1.0", project)
 
     assert snapshot(project) == before
 
 
 def test_a_release_is_never_older_than_the_newest(project: Path) -> None:
-    releases.freeze("0.10.0", project)
+    freezing.freeze("0.10.0", project)
 
     with pytest.raises(InstallError, match=r"older than the newest release, 0\.10\.0"):
-        releases.freeze("0.9.0", project)
+        freezing.freeze("0.9.0", project)
 
 
 @pytest.mark.parametrize("version", ["", "1", "0.1", "v0.1.0", "0.1.0-rc1", "../0.1.0"])
 def test_a_version_has_three_numbers(project: Path, version: str) -> None:
     with pytest.raises(InstallError, match="not a version"):
-        releases.freeze(version, project)
+        freezing.freeze(version, project)
 
 
 def test_releases_are_ordered_by_number(project: Path) -> None:
     for version in ("0.2.0", "0.9.0", "0.10.0"):
-        releases.freeze(version, project)
+        freezing.freeze(version, project)
 
     assert releases.releases(project / "migrations") == ["0.2.0", "0.9.0", "0.10.0"]
     assert releases.newest(project / "migrations") == "0.10.0"
@@ -214,7 +214,7 @@ def test_statements_by_hand_come_first(project: Path) -> None:
 
 
 def test_adoption_adds_every_member_and_nothing_else(project: Path) -> None:
-    releases.freeze("0.1.0", project)
+    freezing.freeze("0.1.0", project)
 
     adoption = read(project, "unpackaged--0.1.0")
 
@@ -227,7 +227,7 @@ def test_adoption_adds_every_member_and_nothing_else(project: Path) -> None:
 
 
 def test_a_file_that_was_changed_after_its_release_is_refused(project: Path) -> None:
-    releases.freeze("0.1.0", project)
+    freezing.freeze("0.1.0", project)
     path = project / "migrations" / "sql" / "realtime_db--0.1.0.sql"
     path.write_text(path.read_text() + "-- just a comment\n")
 
@@ -236,7 +236,7 @@ def test_a_file_that_was_changed_after_its_release_is_refused(project: Path) -> 
 
 
 def test_a_file_that_is_missing_is_refused(project: Path) -> None:
-    releases.freeze("0.1.0", project)
+    freezing.freeze("0.1.0", project)
     (project / "migrations" / "sql" / "realtime_db--0.1.0.sql").unlink()
 
     with pytest.raises(InstallError, match="not part of a release"):
@@ -247,20 +247,20 @@ def test_a_function_without_a_comment_is_refused(project: Path) -> None:
     write(project, "functions/ping.sql", PING.partition("comment on")[0])
 
     with pytest.raises(InstallError, match=r"realtime\.ping has no comment"):
-        releases.freeze("0.1.0", project)
+        freezing.freeze("0.1.0", project)
 
 
 def test_a_file_named_otherwise_than_its_function_is_refused(project: Path) -> None:
     write(project, "functions/pong.sql", PING)
 
     with pytest.raises(InstallError, match="ping, pong"):
-        releases.freeze("0.1.0", project)
+        freezing.freeze("0.1.0", project)
 
 
 def test_a_function_that_setup_makes_is_no_member_of_the_extension(project: Path) -> None:
     let_setup_make(project, PING)
 
-    releases.freeze("0.1.0", project)
+    freezing.freeze("0.1.0", project)
 
     found = releases.functions("0.1.0", project / "migrations")
     assert not found["ping"].member
@@ -271,15 +271,15 @@ def test_a_function_that_setup_makes_is_no_member_of_the_extension(project: Path
 
 def test_a_function_of_setup_with_another_head_needs_statements_by_hand(project: Path) -> None:
     let_setup_make(project, PING)
-    releases.freeze("0.1.0", project)
+    freezing.freeze("0.1.0", project)
     let_setup_make(project, PING.replace("who text", "whom text"))
 
     with pytest.raises(InstallError, match=r"realtime\.ping.*another head"):
-        releases.freeze("0.2.0", project)
+        freezing.freeze("0.2.0", project)
 
     write(project, "updates/0.1.0--0.2.0.sql", "drop function realtime.ping(text);\n")
     write(project, "updates/0.2.0--0.1.0.sql", "drop function realtime.ping(text);\n")
-    releases.freeze("0.2.0", project)
+    freezing.freeze("0.2.0", project)
 
 
 def test_parsing_agrees_with_postgres_own_parser() -> None:

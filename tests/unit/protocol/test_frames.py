@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from realtime_db.cursors import MAX_BYTES as MAX_CURSOR_BYTES
 from realtime_db.protocol.frames import V1, V2, FieldTooLong, Frame, Framing, framing, live_meta
 
 TOPIC = "realtime:room"
@@ -320,6 +321,24 @@ def test_a_replayed_binary_message_is_kind_4_and_says_that_it_is_replayed() -> N
         "payload": b"\0\xff",
         "meta": {"replayed": True, "id": ID},
     }
+
+
+def test_the_longest_cursor_fits_into_the_metadata_of_a_binary_frame() -> None:
+    cursor = "w" * MAX_CURSOR_BYTES
+    live = V2.user_broadcast(TOPIC, "e", b"\0", meta=live_meta(ID, cursor), binary=True)
+    again = V2.replay(TOPIC, "e", b"\0", id=ID, join_ref="1", binary=True, cursor=cursor)
+    assert live is not None
+    assert again is not None
+    assert read(V2, live).payload["meta"] == {"id": ID, "cursor": cursor}
+    assert read(V2, again).payload["meta"] == {"replayed": True, "id": ID, "cursor": cursor}
+
+
+@pytest.mark.parametrize("framing", [V1, V2])
+def test_a_cursor_is_beside_the_id(framing: Framing) -> None:
+    frame = framing.replay(TOPIC, "e", b"1", id=ID, join_ref="1", cursor="wA.B")
+    assert frame is not None
+    meta = read(framing, frame).payload["meta"]
+    assert meta == {"replayed": True, "id": ID, "cursor": "wA.B"}
 
 
 def test_v1_clients_do_not_get_binary_messages() -> None:

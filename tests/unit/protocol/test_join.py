@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from realtime_db.cursors import Cursor, Horizon, Snapshot
 from realtime_db.protocol.join import (
     REPLAY_NOT_VALID,
     REPLAY_ON_PUBLIC_CHANNEL,
     Join,
     Replay,
+    asks_for_cursor,
     parse_join,
 )
 from realtime_db.protocol.pushes import MalformedFrame
@@ -201,6 +204,45 @@ def test_a_limit_that_is_no_integer_is_refused(limit: object) -> None:
 )
 def test_the_limit_is_clamped(limit: int | None, clamped: int) -> None:
     assert replay({"since": 1, "limit": limit}).replay == Replay(1, clamped)
+
+
+CURSOR = Cursor("w", Horizon(1, Snapshot(5, 5), 1_000, 900), 1, 2, 3)
+
+
+@pytest.mark.parametrize("private", [True, False])
+@pytest.mark.parametrize("more", [{}, {"since": 1, "limit": 2}, {"since": "x"}])
+def test_a_cursor_counts_before_all_else_and_on_any_channel(private: bool, more: Any) -> None:
+    join = replay({"cursor": str(CURSOR), **more}, private=private)
+    assert join == Join(private=private, cursor=CURSOR)
+
+
+@pytest.mark.parametrize("private", [True, False])
+@pytest.mark.parametrize("value", ["", "x", 1, True, [], {}, "w" * 1000, str(CURSOR)[:-1]])
+def test_what_is_no_cursor_refuses_the_join(private: bool, value: object) -> None:
+    join = replay({"cursor": value, "since": 1}, private=private)
+    assert (join.cursor, join.replay_refusal) == (None, REPLAY_NOT_VALID)
+
+
+def test_a_cursor_that_is_null_is_none() -> None:
+    assert replay({"cursor": None, "since": 1}).replay == Replay(1, 25)
+    assert replay({"cursor": None}, private=False).replay_refusal == REPLAY_ON_PUBLIC_CHANNEL
+
+
+@pytest.mark.parametrize(
+    ("payload", "asks"),
+    [
+        (b'{"cursor":true}', True),
+        (b"{}", False),
+        (b'{"cursor":1}', False),
+        (b'{"cursor":"true"}', False),
+        (b"null", False),
+        (b"[true]", False),
+        (b"{", False),
+        (b"[" * 100_000, False),
+    ],
+)
+def test_a_heartbeat_may_ask_for_a_cursor(payload: bytes, asks: bool) -> None:
+    assert asks_for_cursor(payload) is asks
 
 
 def test_the_limit_of_a_replay_is_a_setting() -> None:

@@ -1,8 +1,15 @@
-"""Rates: a burst, then the average."""
+"""Rates: a burst, then the average; and what becomes known of what was too much."""
 
 from __future__ import annotations
 
-from realtime_db.protocol.limits import BURST_SECONDS, Rate
+import dataclasses
+import logging
+
+import pytest
+
+from realtime_db.protocol.limits import BURST_SECONDS, CODES, SUMMARY_SECONDS, Limits, Rate
+from realtime_db.settings import Settings
+from realtime_db.wheel import Wheel
 
 
 def test_a_burst_is_ten_seconds_worth_and_then_the_average_counts() -> None:
@@ -31,3 +38,47 @@ def test_a_clock_that_goes_back_gives_and_takes_nothing() -> None:
 def test_zero_is_no_limit() -> None:
     rate = Rate(0)
     assert all(rate.allow(0.0) for _ in range(1000))
+
+
+def test_what_does_not_fit_takes_nothing_and_what_never_fits_is_known() -> None:
+    rate = Rate(1)
+    assert not rate.allow(0.0, 11)
+    assert rate.allow(0.0, 10)
+    assert not rate.allow(0.0, 1)
+    assert rate.ever_allows(10)
+    assert not rate.ever_allows(10.5)
+    assert Rate(0).ever_allows(1e9)
+
+
+def test_a_flood_is_said_once_and_then_by_number(caplog: pytest.LogCaptureFixture) -> None:
+    wheel = Wheel(0)
+    now = 0.0
+    limits = Limits(wheel, lambda: now, logging.getLogger("test"))
+
+    def pass_time() -> None:
+        nonlocal now
+        now += SUMMARY_SECONDS + 1
+        wheel.advance(now)
+
+    for number in range(1000):
+        limits.over("max_payload_bytes", "message %d was not sent", number)
+    limits.over("max_connections", "a client was refused")
+    pass_time()
+    limits.over("max_payload_bytes", "message %d was not sent", 1000)
+    pass_time()
+    pass_time()
+    limits.over("max_payload_bytes", "message %d was not sent", 1001)
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "PayloadSizeExceeded: message 0 was not sent",
+        "ConnectionRateLimitReached: a client was refused",
+        "PayloadSizeExceeded: 999 more in 10 seconds were over max_payload_bytes",
+        "PayloadSizeExceeded: 1 more in 10 seconds were over max_payload_bytes",
+        "PayloadSizeExceeded: message 1001 was not sent",
+    ]
+    assert limits.struck["max_payload_bytes"] == 1002
+    assert limits.struck["max_connections"] == 1
+
+
+def test_every_limit_is_a_setting() -> None:
+    assert set(CODES) <= {one.name for one in dataclasses.fields(Settings)}

@@ -101,6 +101,16 @@ def test_acknowledging_what_was_never_received_acknowledges_what_was() -> None:
     assert state.acknowledged_lsn == 200
 
 
+def test_a_transaction_from_before_the_start_moves_nothing_back() -> None:
+    state = session()
+    state.transaction_received(50, has_messages=True)
+    state.transaction_received(200, has_messages=True)
+
+    state.acknowledge(50)
+
+    assert state.acknowledged_lsn == 100
+
+
 def test_a_keepalive_that_asks_makes_a_status_update_due() -> None:
     state = session()
     assert not state.status_due(1.0)

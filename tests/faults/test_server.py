@@ -1,0 +1,117 @@
+"""The server is killed."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+
+from tests.faults.cluster import Cluster
+from tests.faults.ledger import PUBLIC, Ledger
+from tests.faults.proxy import Proxy
+from tests.faults.served import SOURCES, Server
+
+Rounds = Callable[[int], Iterator[int]]
+
+
+@SOURCES
+def test_a_server_that_is_killed_twenty_times_loses_nothing(
+    server: Server, ledger: Ledger, chance: random.Random, rounds: Rounds
+) -> None:
+    ledger.follow(server.port)
+    with ledger.writing():
+        for number in rounds(20):
+            if number % 4 == 0:
+                ledger.arriving(5)
+            time.sleep(chance.uniform(0, 0.8))
+            server.kill()
+            server.start()
+    ledger.settle(at_least=1000)
+
+
+def test_what_was_handed_over_and_not_acknowledged_comes_again(
+    server: Server, ledger: Ledger, database_url: str, cluster: Cluster, rounds: Rounds
+) -> None:
+    ledger.is_exact = True  # the slot brings the order with it
+    ledger.follow(server.port)
+    writer = ledger.by_hand()
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for _ in rounds(3):
+            for _ in range(20):
+                sent = writer.send(connection, PUBLIC[0], 10)
+                (written,) = connection.execute("select pg_current_wal_insert_lsn()").fetchone()
+                writer.committed.update(sent)
+                ledger.has(writer, sent)
+                server.signal(signal.SIGSTOP)
+                with cluster.admin(database_url) as admin:
+                    unacknowledged = admin.execute(
+                        "select slot_name from pg_replication_slots "
+                        "where database = current_database() and confirmed_flush_lsn < %s",
+                        [written],
+                    ).fetchall()
+                if unacknowledged:
+                    break
+                # It says so once a second, which may be just now.
+                server.signal(signal.SIGCONT)
+            server.kill()
+            assert unacknowledged, "nothing was in hand: the slot knew already"
+            # Also what nobody had been given yet.
+            writer.committed.update(writer.send(connection, PUBLIC[0], 10))
+            server.start()
+            ledger.settle(at_least=10)
+
+
+@SOURCES
+@pytest.mark.parametrize("count", [5000])
+def test_the_rest_of_a_transaction_comes_after_a_crash_in_its_middle(
+    server: Server, ledger: Ledger, database_url: str, count: int, rounds: Rounds
+) -> None:
+    ledger.follow(server.port)
+    writer = ledger.by_hand()
+    for _ in rounds(2):
+        had = [len(one.got) for one in ledger.subscribers]
+        with psycopg.connect(database_url) as connection:
+            sent = writer.send(connection, PUBLIC[0], count)
+        writer.committed.update(sent)
+        deadline = time.monotonic() + 30
+        while had == [len(one.got) for one in ledger.subscribers]:
+            assert time.monotonic() < deadline, "nothing of it came"
+        server.kill()
+        server.start()
+        ledger.settle(at_least=count)
+
+
+@SOURCES
+def test_a_transaction_that_commits_after_later_ones_is_not_missed(
+    server: Server,
+    ledger: Ledger,
+    database_url: str,
+    make_proxy: Callable[[int], Proxy],
+    rounds: Rounds,
+) -> None:
+    network = make_proxy(server.port)
+    ledger.follow(network.port)
+    for _ in rounds(1):
+        for commits_while_away, killed in ((True, False), (False, False), (True, True)):
+            long = ledger.by_hand()
+            with psycopg.connect(database_url) as connection:
+                sent = long.send(connection, PUBLIC[0], 3)  # it has its id from here on
+                with ledger.writing(2):
+                    ledger.arriving(20)
+                    times = min(ledger.connections)
+                    network.refuse()
+                    if killed:
+                        server.kill()
+                        server.start()
+                    if commits_while_away:
+                        connection.commit()
+                    network.heal()
+                    ledger.connected(times)
+                    ledger.arriving(20)
+                    connection.commit()
+            long.committed.update(sent)
+            ledger.settle()
