@@ -94,8 +94,8 @@ async def _run(folder: Path, host: str, port: int, console: Console) -> None:
         settings = Settings(database_url=url, host=host, port=port, jwt_secrets=(secret,))
         async with server.serve(settings) as running:
             await running.following.wait()
-            _explain(console, f"http://{running.host}:{running.port}", url, folder)
-            await server.until_signalled(running)
+            address = f"http://{running.host}:{running.port}"
+            await server.until_signalled(running, lambda: _explain(console, address, url, folder))
 
 
 def _kept_secret(path: Path) -> str:

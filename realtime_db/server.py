@@ -16,7 +16,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -85,19 +85,27 @@ def run(settings: Settings) -> int:
 
     async def until_told() -> None:
         async with serve(settings) as server:
-            scheme = "http" if settings.tls_certificate is None else "https"
-            log.info("listening on %s://%s:%d", scheme, server.host, server.port)
-            if server.operations is not None:
-                log.info("operations on %s://%s:%d", scheme, *server.operations)
-            await until_signalled(server)
+
+            def say() -> None:
+                scheme = "http" if settings.tls_certificate is None else "https"
+                log.info("listening on %s://%s:%d", scheme, server.host, server.port)
+                if server.operations is not None:
+                    log.info("operations on %s://%s:%d", scheme, *server.operations)
+
+            await until_signalled(server, say)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(until_told())
     return 0
 
 
-async def until_signalled(server: Server) -> None:
-    """Waits for SIGTERM or SIGINT; reads the keys again on SIGHUP."""
+async def until_signalled(server: Server, say: Callable[[], object]) -> None:
+    """Waits for SIGTERM or SIGINT; reads the keys again on SIGHUP.
+
+    Args:
+        server: whose keys they are.
+        say: called once signals are waited for: who reads what it says may send one at once.
+    """
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     reloads: set[asyncio.Task[None]] = set()
@@ -110,6 +118,7 @@ async def until_signalled(server: Server) -> None:
     loop.add_signal_handler(signal.SIGTERM, ended.set)
     loop.add_signal_handler(signal.SIGINT, ended.set)
     loop.add_signal_handler(signal.SIGHUP, reload)
+    say()
     await ended.wait()
 
 

@@ -105,6 +105,9 @@ class Writer(threading.Thread):
             if chance.random() < 0.2:
                 # Others commit in between.
                 connection.execute("select pg_sleep(%s)", [chance.random() * 0.1])
+        if connection.closed:
+            # Then the block above ends without a word, if the last thing in it was a savepoint.
+            raise psycopg.OperationalError("nobody knows what became of it")
         self.committed.update(() if rolls_back else sent)
         self.undone.update(undone + sent if rolls_back else undone)
 

@@ -56,7 +56,7 @@ class Server:
         self.log = []
         self._process = subprocess.Popen(
             [
-                sys.executable,
+                *(sys.executable, "-X", "faulthandler"),
                 *("-m", "realtime_db", "serve", "--port", str(self.port), *self._options),
             ],
             env={
@@ -154,6 +154,10 @@ class Server:
             return
         try:
             self._process.wait(DEADLINE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.signal(signal.SIGABRT)  # it says where it hangs
+            self._process.wait(DEADLINE_SECONDS)
+            raise
         finally:
             self._process.kill()  # harmless if it has ended
             self._process.wait()

@@ -42,16 +42,16 @@ def test_what_was_handed_over_and_not_acknowledged_comes_again(
     with psycopg.connect(database_url, autocommit=True) as connection:
         for _ in rounds(3):
             for _ in range(20):
+                (before,) = connection.execute("select pg_current_wal_insert_lsn()").fetchone()
                 sent = writer.send(connection, PUBLIC[0], 10)
-                (written,) = connection.execute("select pg_current_wal_insert_lsn()").fetchone()
                 writer.committed.update(sent)
                 ledger.has(writer, sent)
                 server.signal(signal.SIGSTOP)
                 with cluster.admin(database_url) as admin:
                     unacknowledged = admin.execute(
                         "select slot_name from pg_replication_slots "
-                        "where database = current_database() and confirmed_flush_lsn < %s",
-                        [written],
+                        "where database = current_database() and confirmed_flush_lsn <= %s",
+                        [before],
                     ).fetchall()
                 if unacknowledged:
                     break
