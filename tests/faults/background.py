@@ -50,6 +50,9 @@ async def _cancel_all() -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    # What somebody does not read is never flushed, and so would never be closed.
+    for transport in list(asyncio.get_running_loop()._transports.values()):
+        transport.abort()
     # What was aborted is closed in the next turns.
     for _ in range(3):
         await asyncio.sleep(0)
