@@ -291,7 +291,7 @@ class Poller:
                 await connection.execute(_FORGET)
         self._again = False
         self._brought(seen, taken_us)
-        messages = [_message(row, orders[int(row[7])]) for row in rows]
+        messages = [Message.of_row(row, orders[int(row[7])]) for row in rows]
         messages.sort(key=attrgetter("commit_lsn", "transaction_id", "position"))
         return messages
 
@@ -337,26 +337,6 @@ class Poller:
     def _brought(self, seen: Snapshot, taken_us: int) -> None:
         self._seen, self._taken_us = seen, taken_us
         self._progress.look(seen, at=self.received_lsn, taken_us=taken_us)
-
-
-def _message(row: tuple[Any, ...], order: int) -> Message:
-    (
-        topic, event, payload, private, row_id, inserted_at, binary, transaction_id, position,
-        extension,
-    ) = row  # fmt: skip
-    return Message(
-        topic=topic,
-        event=event or "",
-        payload=None if payload is None else payload.encode(),
-        private=private,
-        id=row_id,
-        inserted_at=inserted_at,
-        binary_payload=binary,
-        transaction_id=int(transaction_id),
-        position=position,
-        commit_lsn=order,
-        extension=extension,
-    )
 
 
 def _failed(error: psycopg.Error) -> RealtimeDbError:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from psycopg import sql
 
@@ -94,7 +94,7 @@ class Missed:
                 },
             )
             while rows := await cursor.fetchmany(ROWS_AT_ONCE):
-                yield [_message(row, order) for row in rows]
+                yield [Message.of_row(row, order) for row in rows]
 
 
 @asynccontextmanager
@@ -124,22 +124,6 @@ async def open_missed(
                 sql.SQL("set transaction snapshot {}").format(snapshot)  # no place for a parameter
             )
             yield Missed(connection, owed, topics)
-
-
-def _message(row: tuple[Any, ...], order: int) -> Message:
-    topic, event, payload, private, row_id, inserted_at, binary, transaction_id, position = row
-    return Message(
-        topic=topic,
-        event=event,
-        payload=None if payload is None else payload.encode(),
-        private=private,
-        id=row_id,
-        inserted_at=inserted_at,
-        binary_payload=binary,
-        transaction_id=int(transaction_id),
-        position=position,
-        commit_lsn=order,
-    )
 
 
 def _time(microseconds: int) -> datetime:

@@ -260,7 +260,7 @@ async def _stored(
                     },
                 )
                 while rows := await cursor.fetchmany(_ROWS_AT_A_TIME):
-                    yield [_message(row) for row in rows]
+                    yield [Message.of_row(row, 0) for row in rows]
     except psycopg.OperationalError as error:
         message = " ".join(str(error).split())
         raise ConnectionFailed(f"the stored messages cannot be read: {message}") from error
@@ -292,22 +292,6 @@ async def _check_rights(connection: Connection) -> None:
             hint="Connect as the owner of realtime.messages, or as an administrator:"
             f" alter role {role} bypassrls;",
         )
-
-
-def _message(row: tuple[Any, ...]) -> Message:
-    topic, event, payload, private, row_id, inserted_at, binary, xid, position = row
-    return Message(
-        topic=topic,
-        event=event,
-        payload=None if payload is None else payload.encode(),
-        private=private,
-        id=row_id,
-        inserted_at=inserted_at,
-        binary_payload=binary,
-        transaction_id=int(xid or 0),
-        position=position or 0,
-        commit_lsn=0,
-    )
 
 
 def _json_lines(messages: Sequence[Message]) -> bytes:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from struct import Struct
 from struct import error as StructError
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from realtime_db.errors import DecodeError
 
@@ -75,6 +75,22 @@ class Message(NamedTuple):
     position: int
     commit_lsn: int
     extension: str = "broadcast"
+
+    @classmethod
+    def of_row(cls, row: tuple[Any, ...], commit_lsn: int) -> Message:
+        """A message that was read from the table and not from the WAL.
+
+        Args:
+            row: the attributes before `commit_lsn`, in their order, and perhaps the extension;
+                the payload, the ids and the time as text.
+            commit_lsn: what stands for it.
+        """
+        topic, event, payload, private, row_id, inserted_at, binary, number, position, *more = row
+        text = None if payload is None else payload.encode()
+        return cls(
+            topic, event or "", text, private, row_id, inserted_at, binary,
+            int(number or 0), position or 0, commit_lsn, *more,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,9 @@ def test_the_default_name_is_one_of_ours(database_url: str) -> None:
         async with await psycopg.AsyncConnection.connect(database_url) as connection:
             return await slots.default_name(connection)
 
-    slots.check_name(asyncio.run(ask()))
+    name = asyncio.run(ask())
+    slots.check_name(name)
+    assert name.startswith("realtime_db_")
 
 
 # Who else drops it

@@ -153,6 +153,7 @@ def test_a_function_of_the_user_beside_ours_is_not_dropped(released_url: str) ->
 
     asyncio.run(uninstall.uninstall(released_url))
 
+    assert remaining(released_url) == [("realtime",)]
     execute(released_url, "select realtime.topic(1)")
 
 
