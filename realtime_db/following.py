@@ -10,7 +10,7 @@ Above is the server, which starts it; below are the parts in the picture. One af
     opens        the slot, or makes it; what a lost one would have brought comes from the table;
                  without a right to the WAL, the table is asked again and again
     hands on     each message, once in the life of this process, to the hub
-    acknowledges what has been written to every subscriber, so that nothing is sent again
+    acknowledges what has been written to every subscriber, and what no cursor may still ask about
 
 and begins again when anything of it fails. Subscribers do not notice, but that they wait.
 """
@@ -27,6 +27,7 @@ from typing import Final
 import psycopg
 
 from realtime_db import leadership, logs
+from realtime_db.cursors import END
 from realtime_db.database import Connection, cut
 from realtime_db.errors import (
     ConnectionFailed,
@@ -98,7 +99,6 @@ class Following:
         self._services.progress.begin(0)
         self._first: Look | None = None
         self._owed_by_time_us: int | None = None
-        self._order = 0  # beyond it, nothing has been handed on
         self._last = (0, 0)  # transaction and position of the last message
         self._partly: dict[int, int] = {}  # transactions that came in part, and up to where
         self._handed_lsn = self._handed = 0  # commit of the last transaction, and how much of it
@@ -235,7 +235,7 @@ class Following:
     async def _read(self, slot: str | None, look: Look) -> None:
         services, progress = self._services, self._services.progress
         async with self._open(slot) as stream:
-            self._identify(stream.cluster, "w")
+            self._identify(stream.cluster, "w", since=stream.start_lsn)
             self._stream = stream
             self._looked(look)
             await self._start(stream)
@@ -255,7 +255,7 @@ class Following:
                     await self._written()
                     progress.passed(stream.received_lsn)
                     progress.settled(batch.end_lsn)
-                    stream.acknowledge(batch.end_lsn)
+                    stream.acknowledge(min(batch.end_lsn, progress.forgettable))
                     self._at_rest = True
             finally:
                 settling.cancel()
@@ -295,7 +295,7 @@ class Following:
                 progress.passed(poller.received_lsn)
                 progress.settled(poller.received_lsn)
 
-    def _identify(self, cluster: int, source: str) -> None:
+    def _identify(self, cluster: int, source: str, *, since: int = END) -> None:
         """Forgets the order of another cluster, or of one that failed over."""
         progress = self._services.progress
         if progress.cluster not in (0, cluster):
@@ -307,7 +307,7 @@ class Following:
             # An id may be that of another transaction now: what is owed is told by its time.
             self._owed_by_time_us = since_us - CLOCK_SLACK_US
             log.warning("the database failed over or is another one: messages may come twice")
-        progress.begin(cluster, source)
+        progress.begin(cluster, source, since=since)
 
     async def _start(self, stream: Stream) -> None:
         """Starts the stream; before what it brings comes what a new slot does not bring."""
@@ -326,7 +326,8 @@ class Following:
                 on_connected=self._connections.append,
             ) as missed:
                 await stream.start()
-                count = await self._recover(missed)
+                # No commit is there: after all that was handed on, before all that it brings.
+                count = await self._recover(missed, order=stream.start_lsn - 1)
         self._replace = False
         self._owed_by_time_us = None
         if snapshot is None:
@@ -356,7 +357,7 @@ class Following:
         assert first is not None, "taken before the source is opened"
         return Owed(first.seen, 0, first.taken_us)
 
-    async def _recover(self, missed: Missed) -> int:
+    async def _recover(self, missed: Missed, order: int) -> int:
         """Hands on what the table has; returns how much that was."""
         services = self._services
         if (before := await missed.incomplete_before()) is not None:
@@ -366,8 +367,6 @@ class Following:
         known = set() if seen is None else {*services.progress.known(seen).transaction_ids}
         partly = self._partly
         partly.update([self._last])
-        # After all that was handed on, and before all that the new slot brings. No commit is there.
-        order = self._order + 1
         count = 0
         async for page in missed.pages(order):
             for message in page:
@@ -408,7 +407,7 @@ class Following:
         order, transaction_id, position = (
             message.commit_lsn, message.transaction_id, message.position
         )  # fmt: skip
-        self._order, self._last = order, (transaction_id, position)
+        self._last = (transaction_id, position)
         progress.handed(transaction_id, order, position)
         if message.extension == "revocation":
             services.revoke(message)
@@ -457,10 +456,10 @@ class Following:
         while True:
             await asyncio.sleep(SETTLE_SECONDS)
             received = stream.received_lsn
-            self._order = max(self._order, received)
             progress.passed(received)
             if self._at_rest:
                 progress.settled(received)
+                stream.acknowledge(min(received, progress.forgettable))
 
     # How the slot stands
 

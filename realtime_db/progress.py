@@ -11,6 +11,10 @@ and `stored`, which asks how what is stored was ordered.
 
 A horizon may be used once the source has passed the place where it was when the horizon was taken:
 what had committed by then has been delivered by then.
+
+A server that begins knows the order only of what its source brings. So the source is kept from
+forgetting what the last horizon does not show: those who resume with it after a crash are asked
+about the order of just that.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from itertools import islice, takewhile
 from operator import itemgetter
 from typing import Final, NamedTuple
 
-from realtime_db.cursors import Horizon, Snapshot, join
+from realtime_db.cursors import END, Horizon, Snapshot, join
 
 MAX_KNOWN: Final = 100_000
 """Of how many transactions the order is remembered."""
@@ -40,11 +44,13 @@ class Known(NamedTuple):
         orders: theirs, LSNs of commits or numbers of polls.
         before: a transaction that is not among them was delivered earlier if this shows it, and
             else has not been delivered yet. None if nothing is remembered.
+        since: what was delivered earlier comes before this in the order.
     """
 
     transaction_ids: list[int]
     orders: list[int]
     before: Snapshot | None
+    since: int = END
 
 
 class Progress:
@@ -78,8 +84,9 @@ class Progress:
         # `(at, seen)` of horizons that were passed.
         self._passed: list[tuple[int, Snapshot]] = []
         self._before: Snapshot | None = None
+        self._since = END
 
-    def begin(self, cluster: int, source: str | None = None) -> None:
+    def begin(self, cluster: int, source: str | None = None, *, since: int = END) -> None:
         """A source begins, or begins again.
 
         What was known stays known, unless it is of another cluster, whose transaction ids and LSNs
@@ -89,10 +96,13 @@ class Progress:
         Args:
             cluster: the lower 32 bits of the database's system identifier.
             source: the kind of cursors; None for the same.
+            since: the source brings everything that has this order or a later one.
         """
         if cluster != self.cluster or (source is not None and source != self.source):
             self._reset(cluster)
             self.source = source or self.source
+        if not self._orders and self.horizon is None:
+            self._since = since
 
     # What the database and the source say
 
@@ -131,7 +141,7 @@ class Progress:
         """A message goes to the hub; orders never go back.
 
         Args:
-            transaction_id: of the transaction that stored it.
+            transaction_id: of the transaction that stored it; 0 if that is not known.
             order: the LSN of its commit, or the number of the poll that found it.
             position: of the message, within the transaction.
         """
@@ -141,6 +151,8 @@ class Progress:
             return
         if self._waiting:
             self.passed(order)
+        if not transaction_id:
+            return
         self._unseen.append(transaction_id)
         self._orders[transaction_id] = order
         if len(self._orders) > self._forget_at:
@@ -183,6 +195,7 @@ class Progress:
             for number in [*takewhile(lambda number: orders[number] < at, orders)]:
                 if self._before.shows(number):  # one may have waited for a standby
                     del orders[number]
+            self._since = at
             del self._passed[:moment]
         self._forget_at = max(MAX_KNOWN, len(orders) + MAX_KNOWN // 10)
 
@@ -236,6 +249,15 @@ class Progress:
         """
         return self._unseen.copy()
 
+    @property
+    def forgettable(self) -> int:
+        """The source may forget what comes before this order: every horizon from now on shows it.
+
+        Those of clients may be older. What they say is still right, but of what was delivered since
+        then some may come twice after a crash.
+        """
+        return self._orders[self._unseen[0]] if self._unseen else END
+
     def known(self, seen: Snapshot) -> Known:
         """The order of what a snapshot does not show, as far as it was handed on."""
         orders = self._orders
@@ -249,7 +271,7 @@ class Progress:
                 break
             if number >= seen.xmax:
                 ids.append(number)
-        return Known(ids, [orders[number] for number in ids], self._before)
+        return Known(ids, [orders[number] for number in ids], self._before, self._since)
 
 
 def _xmax(passed: tuple[int, Snapshot]) -> int:

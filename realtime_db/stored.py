@@ -114,7 +114,9 @@ _AFTER: Final = f"""
             and not coalesce(
                 (known.place, transaction_id, position)
                 <= (%(order)s, %(transaction_id)s::text::xid8, %(position)s),
-                false
+                %(rest)s and pg_visible_in_snapshot(
+                    stored.transaction_id, %(before)s::text::pg_snapshot
+                )
             )
         order by underway, coalesce(known.place, 0), transaction_id, position
         offset 0
@@ -352,12 +354,17 @@ def _wanted(
     elif floor_us < oldest_us:
         gap_us = max(oldest_us, gap_us or 0)
     known = progress.known(before)
+    # The cursor itself says the order of one transaction.
+    if last[1] and last[1] not in known.transaction_ids:
+        known.transaction_ids.append(last[1])
+        known.orders.append(min(last[0], _LAST))
     return (
         since_us,
         gap_us,
         {
             "seen": str(before),
             **_as_arrays(known),
+            "rest": last[0] >= known.since,
             "order": min(last[0], _LAST),
             "transaction_id": str(last[1]),
             "position": min(last[2], _LAST),

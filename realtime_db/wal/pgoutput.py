@@ -56,7 +56,8 @@ class Message(NamedTuple):
         id: the row's uuid; clients see it as `meta.id`.
         inserted_at: UTC, as Postgres prints it: `2026-08-01 12:34:56.789012`.
         binary_payload: the bytes of a binary message, else None.
-        transaction_id: the writer's 64-bit transaction id; 0 if the table has no such column.
+        transaction_id: the writer's 64-bit transaction id; 0 if the table has no such column, or
+            the row says another one, as one that was restored, replicated or forged.
         position: grows within a transaction; 0 if the table has no such column.
         commit_lsn: where the transaction's commit record begins; equal for all its messages and
             growing from one transaction to the next. To acknowledge, use `Commit.end_lsn`.
@@ -163,7 +164,7 @@ class LogicalMessage:
 
 Event = Message | Begin | Commit | Relation | LogicalMessage
 
-_RowReader = Callable[[list[bytes | None], int], "Message | None"]
+_RowReader = Callable[[list[bytes | None], Begin], "Message | None"]
 
 
 class Decoder:
@@ -177,19 +178,19 @@ class Decoder:
         table: its name; rows of other tables are skipped.
     """
 
-    __slots__ = ("_columns", "_commit_lsn", "_namespace", "_readers", "_table")
+    __slots__ = ("_begin", "_columns", "_namespace", "_readers", "_table")
 
     def __init__(self, *, namespace: str = "realtime", table: str = "messages") -> None:
         self._namespace = namespace
         self._table = table
-        self._commit_lsn: int | None = None
+        self._begin: Begin | None = None
         self._columns: dict[int, int] = {}
         self._readers: dict[int, _RowReader | None] = {}
 
     @property
     def in_transaction(self) -> bool:
         """Whether a Begin has been seen whose Commit has not."""
-        return self._commit_lsn is not None
+        return self._begin is not None
 
     def decode(self, data: bytes, offset: int = 0) -> Event | None:
         """Decodes one message.
@@ -210,7 +211,7 @@ class Decoder:
             if kind == 73:  # I
                 return self._insert(data, offset + 1)
             if kind == 66:  # B
-                return self._begin(data, offset + 1)
+                return self._begins(data, offset + 1)
             if kind == 67:  # C
                 return self._commit(data, offset + 1)
             if kind == 82:  # R
@@ -224,25 +225,24 @@ class Decoder:
             return None
         raise _garbage(data, offset, "no message of protocol version 1 begins so")
 
-    def _begin(self, data: bytes, at: int) -> Begin:
+    def _begins(self, data: bytes, at: int) -> Begin:
         _end(data, at + _BEGIN.size)
-        if self._commit_lsn is not None:
+        if self._begin is not None:
             raise ValueError("a transaction begins inside another")
-        begin = Begin(*_BEGIN.unpack_from(data, at))
-        self._commit_lsn = begin.commit_lsn
-        return begin
+        self._begin = Begin(*_BEGIN.unpack_from(data, at))
+        return self._begin
 
     def _commit(self, data: bytes, at: int) -> Commit:
         _end(data, at + _COMMIT.size)
-        if self._commit_lsn is None:
+        if self._begin is None:
             raise ValueError("a commit without a transaction")
         _flags, commit_lsn, end_lsn, committed_at = _COMMIT.unpack_from(data, at)
-        self._commit_lsn = None
+        self._begin = None
         return Commit(commit_lsn, end_lsn, committed_at)
 
     def _insert(self, data: bytes, at: int) -> Message | None:
         oid, new, count = _INSERT.unpack_from(data, at)
-        if self._commit_lsn is None:
+        if self._begin is None:
             raise ValueError("a row outside a transaction")
         if new != b"N":
             raise ValueError("a row without its new values")
@@ -271,7 +271,7 @@ class Decoder:
                 raise ValueError(f"a value of kind {data[at : at + 1]!r}")
         if at != len(data):
             raise ValueError("the row's values do not end where the message ends")
-        return reader(values, self._commit_lsn)
+        return reader(values, self._begin)
 
     def _relation(self, data: bytes, at: int) -> Relation:
         (oid,) = _UINT32.unpack_from(data, at)
@@ -313,7 +313,7 @@ def _row_reader(relation: Relation) -> _RowReader:
     binary_payload, transaction_id, position = (index.get(name, absent) for name in _OPTIONAL)
     make = tuple.__new__
 
-    def read(row: list[bytes | None], commit_lsn: int) -> Message | None:
+    def read(row: list[bytes | None], begin: Begin) -> Message | None:
         if extra:
             row.append(None)
         # The rows that nobody gets (PROTOCOL, "From the database").
@@ -331,7 +331,7 @@ def _row_reader(relation: Relation) -> _RowReader:
         uuid = row[row_id]
         if topic_name is None or inserted is None or uuid is None:
             raise ValueError("null in topic, inserted_at or id")
-        xid = row[transaction_id]
+        number = int(row[transaction_id] or 0)
         return make(
             Message,
             (
@@ -342,9 +342,9 @@ def _row_reader(relation: Relation) -> _RowReader:
                 uuid.decode(),
                 inserted.decode(),
                 None if binary is None else _bytea(binary),
-                0 if xid is None else int(xid),
+                number if number & 0xFFFFFFFF == begin.xid else 0,
                 int(row[position] or 0),
-                commit_lsn,
+                begin.commit_lsn,
                 "broadcast" if kind == b"broadcast" else "revocation",
             ),
         )

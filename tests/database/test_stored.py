@@ -256,12 +256,31 @@ def test_what_was_handed_on_comes_in_that_order_and_not_twice(
     assert resume(database_url, progress, cursor).events == ["2", "0", "3", "1"]
     last = cursor._replace(order=101, transaction_id=numbers[0], position=1 << 40)
     assert resume(database_url, progress, last).events == ["3", "1"]
-    # Orders of another source mean nothing, and another server knows of none.
+    # Orders of another source mean nothing.
     assert resume(database_url, progress, last._replace(source="p")).events == list("2031")
+
+
+def test_a_server_that_begins_knows_what_a_cursor_says_itself(
+    database_url: str, progress: Progress
+) -> None:
+    cursor = here(progress)
+    with psycopg.connect(database_url) as one:
+        numbers = []
+        for n in range(4):
+            numbers.append(send(one, str(n)))
+            one.commit()
     other = Progress()
-    other.begin(CLUSTER)
+    other.begin(CLUSTER, since=103)  # 3 comes out of the WAL, 0 to 2 were forgotten by it
     look(database_url, other)
-    assert resume(database_url, other, last).events == list("0123")
+    other.handed(numbers[3], 103, 0)
+    # Of 0 and 2 it cannot tell whether they came before 1.
+    second = cursor._replace(order=101, transaction_id=numbers[1], position=1 << 40)
+    assert resume(database_url, other, second).events == list("023")
+    # All of them came before 3, and before a moment at or after the place where it begins.
+    fourth = cursor._replace(order=103, transaction_id=numbers[3], position=1 << 40)
+    assert resume(database_url, other, fourth).events == []
+    assert resume(database_url, other, cursor._replace(order=103)).events == ["3"]
+    assert resume(database_url, other, cursor._replace(order=102)).events == list("0123")
 
 
 def test_within_a_transaction_a_cursor_may_be_between_two_messages(

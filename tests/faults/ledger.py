@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Final
 
 import psycopg
@@ -357,10 +358,9 @@ class Ledger:
 
     def _check_order(self, topic: Topic) -> None:
         """All who have a topic have it in one order."""
-        first, *others = [one for one in self.subscribers if topic in one.topics]
-        order = _once(first, topic)
-        for one in others:
-            for mine, theirs in zip(order, _once(one, topic), strict=True):
+        those = [one for one in self.subscribers if topic in one.topics]
+        for first, one in pairwise(those):
+            for mine, theirs in zip(_once(first, topic), _once(one, topic), strict=True):
                 assert mine == theirs, f"{first.name} got {mine} where {one.name} got {theirs}"
 
     def _report(self, stored: Sequence[Got]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -12,9 +13,10 @@ import psycopg
 import pytest
 
 from tests.faults.cluster import Cluster
-from tests.faults.ledger import TOPICS, Ledger
+from tests.faults.ledger import PUBLIC, TOPICS, Ledger
 from tests.faults.proxy import Proxy
 from tests.faults.served import DEADLINE_SECONDS, Server
+from tests.faults.subscribers import EventSource
 
 Rounds = Callable[[int], Iterator[int]]
 
@@ -98,6 +100,59 @@ def test_what_a_resume_gave_before_the_wal_did_does_not_come_again(
             finally:
                 os.kill(walsender, signal.SIGCONT)
             ledger.settle(at_least=10)
+
+
+def test_a_commit_that_waits_for_a_standby_comes_after_a_restart_of_the_server(
+    cluster: Cluster,
+    server: Server,
+    ledger: Ledger,
+    database_url: str,
+    make_proxy: Callable[[int], Proxy],
+) -> None:
+    """It is in the WAL by then, and not in what queries see."""
+    network = make_proxy(server.port)
+    ledger.follow(network.port)
+    stays = EventSource("an EventSource that stays", [server.port], PUBLIC[:1])
+    ledger.add(stays)
+    writer = ledger.by_hand()
+    with cluster.admin(database_url) as admin, psycopg.connect(database_url) as connection:
+        network.refuse()
+        admin.execute("alter system set synchronous_standby_names = 'nobody'")
+        admin.execute("select pg_reload_conf()")
+        try:
+            # The setting takes a moment.
+            while True:
+                writer.committed.update(writer.send(connection, PUBLIC[0]))
+                committing = threading.Thread(target=connection.commit, daemon=True)
+                committing.start()
+                if _waits_for_a_standby(admin, connection.info.backend_pid, committing):
+                    break
+            ledger.wait(
+                lambda: {(got.topic, got.number) for got in list(stays.got)} >= writer.committed,
+                lambda: "what waits was not delivered",
+            )
+            server.stop()
+            server.start()
+            network.heal()
+            # It cannot be read yet, so nobody can be told that he has it all.
+            ledger.connected(2)
+        finally:
+            admin.execute("alter system reset synchronous_standby_names")
+            admin.execute("select pg_reload_conf()")
+        committing.join(DEADLINE_SECONDS)
+        assert not committing.is_alive()
+    ledger.settle(at_least=1)
+
+
+def _waits_for_a_standby(admin: psycopg.Connection, pid: int, committing: threading.Thread) -> bool:
+    """Whether a commit waits, or else has ended."""
+    while committing.is_alive():
+        (event,) = admin.execute(
+            "select wait_event from pg_stat_activity where pid = %s", [pid]
+        ).fetchone()
+        if event == "SyncRep":
+            return True
+    return False
 
 
 def _terminate(admin: psycopg.Connection, whose: str) -> None:

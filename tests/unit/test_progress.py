@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 from realtime_db import progress as progress_module
-from realtime_db.cursors import Cursor, Snapshot, join
+from realtime_db.cursors import END, Cursor, Snapshot, join
 from realtime_db.progress import CLOCK_SLACK_US, Progress
 from realtime_db.stored import _LAST, _cursor_after, _wanted
 
@@ -100,7 +100,37 @@ def test_another_cluster_or_source_forgets_all(progress: Progress) -> None:
     assert (progress.horizon, progress.here, progress.source) == (None, "", "p")
 
 
+def test_a_message_without_a_transaction_is_not_waited_for(progress: Progress) -> None:
+    progress.handed(0, 90, 1)
+    assert progress.unseen() == []
+    assert progress.forgettable == END
+
+
 # Orders
+
+
+def test_what_no_horizon_shows_is_not_to_be_forgotten_by_the_source(progress: Progress) -> None:
+    assert progress.forgettable == END
+    progress.handed(5, 90, 1)
+    progress.handed(6, 95, 1)
+    assert progress.forgettable == 90
+    looked(progress, Snapshot(5, 7, frozenset([5])), at=100)  # 5 waits for a standby
+    progress.passed(100)
+    progress.handed(8, 110, 1)
+    assert progress.forgettable == 90
+    looked(progress, Snapshot(8, 8), at=110)
+    progress.passed(110)
+    assert progress.forgettable == 110
+
+
+def test_what_the_source_does_not_bring_again_came_before_what_it_brings(
+    progress: Progress,
+) -> None:
+    progress.begin(CLUSTER, since=80)
+    assert progress.known(Snapshot(3, 3)).since == 80
+    progress.handed(5, 90, 1)
+    progress.begin(CLUSTER, since=95)  # it knows what came before that, too
+    assert progress.known(Snapshot(3, 3)).since == 80
 
 
 def test_what_the_horizon_shows_need_not_be_waited_for(progress: Progress) -> None:
@@ -132,7 +162,8 @@ def test_the_oldest_are_forgotten_when_a_look_shows_them(
     known = one.known(Snapshot(3, 3))
     assert 40 <= len(known.transaction_ids) <= 130
     assert known.before is not None
-    assert all(known.before.shows(n) for n in range(10, 1_000) if n not in known.transaction_ids)
+    forgotten = [n for n in range(10, 1_000) if n not in known.transaction_ids]
+    assert all(known.before.shows(n) and n * 10 < known.since for n in forgotten)
 
 
 # All together
@@ -169,13 +200,18 @@ class Model:
         self.clients: list[Client] = []
         self.held: list[tuple[Row, str]] | None = None
         self.restarts = 0
+        self.last_horizons: list[Snapshot] = []
         self._serve(0)
 
     def _serve(self, position: int) -> None:
         self.progress = Progress()
-        self.progress.begin(CLUSTER)
-        self.brought, self.partly = position, 0
+        self.acknowledged, self.brought, self.partly = position, position, 0
+        self.progress.begin(CLUSTER, since=self._place())
         self.handed: list[int] = []
+
+    def _place(self) -> int:
+        """Where the next commit to be brought is."""
+        return self.lsn if self.brought == len(self.wal) else self.wal[self.brought][0]
 
     # The database
 
@@ -258,21 +294,20 @@ class Model:
             client.cursor = cursor or client.cursor
 
     def settle(self) -> None:
-        at = self.lsn if self.brought == len(self.wal) else self.wal[self.brought][0]
+        at = self._place()
         self.progress.passed(at)
         self.progress.settled(at)
+        needed = min(at, self.progress.forgettable)
+        self.acknowledged = sum(order < needed for order, _ in self.wal[: self.brought])
 
     def restart(self) -> None:
-        """What was not acknowledged comes again.
-
-        What was is visible by then. If it is not, since a standby is down, it comes with the resume
-        after this one.
-        """
-        self.hidden -= {rows[0].transaction_id for _, rows in self.wal[: self.brought]}
+        """What was not acknowledged comes again, and some of what was: it may not be known yet."""
         for client in self.clients:
             client.connected = False
         self.restarts += 1
-        self._serve(max(0, self.brought - self.chance.randint(0, 3)))
+        if self.progress.horizon is not None:
+            self.last_horizons.append(self.progress.horizon.seen)
+        self._serve(max(0, self.acknowledged - self.chance.choice([0, 0, 1, 3])))
 
     # The clients
 
@@ -309,8 +344,9 @@ class Model:
         held, self.held = self.held, None
         cursor = Cursor.parse(client.cursor)
         found = self._stored_after(cursor, seen)
-        if not client.may_repeat and not self.restarts and self.remembers:
-            assert not set(found) & set(client.got), "nothing twice while the order is known"
+        if not client.may_repeat and self.remembers:
+            for row in set(found) & set(client.got):
+                assert self._may_come_again(cursor, row), "nothing twice while the order is known"
         known = [row.transaction_id for row in found if row.transaction_id in self.handed]
         if self.remembers:
             assert known == sorted(known, key=self.handed.index), "in the order of delivery"
@@ -332,6 +368,16 @@ class Model:
             if after and not seen.shows(row.transaction_id):
                 client.cursor = after
 
+    def _may_come_again(self, cursor: Cursor, row: Row) -> bool:
+        """Whether it was forgotten, and the cursor is older than what was not."""
+        known = self.progress.known(cursor.horizon.seen)
+        return (
+            row.transaction_id not in known.transaction_ids
+            and row.transaction_id != cursor.transaction_id
+            and cursor.order < known.since
+            and any(seen.shows(row.transaction_id) for seen in self.last_horizons)
+        )
+
     def _stored_after(self, cursor: Cursor, seen: Snapshot) -> list[Row]:
         """What the query of `stored` does."""
         since_us, gap_us, wanted = _wanted(cursor, seen, self.progress, 0)
@@ -352,6 +398,8 @@ class Model:
             if place is not None and (place, number, position) <= last:
                 continue
             if place is None:
+                if given["rest"] and before.shows(number):
+                    continue
                 place = 0 if before.shows(number) else _LAST
             found.append(((place, number, position), row))
         return [row for _, row in sorted(found)]

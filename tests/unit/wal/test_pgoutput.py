@@ -93,11 +93,13 @@ def relation(columns: list[str] = COLUMNS, *, name: str = "messages", oid: int =
     return Relation(oid, "realtime", name, "d", described)
 
 
-def in_transaction(columns: list[str] = COLUMNS, *, commit_lsn: int = 1) -> Decoder:
+def in_transaction(
+    columns: list[str] = COLUMNS, *, commit_lsn: int = 1, transaction_id: int = 7
+) -> Decoder:
     """A decoder that knows the table and has seen a transaction begin."""
     decoder = Decoder()
     decoder.decode(encode(relation(columns)))
-    decoder.decode(encode(Begin(commit_lsn, 0, 1)))
+    decoder.decode(encode(Begin(commit_lsn, 0, transaction_id & 0xFFFFFFFF)))
     return decoder
 
 
@@ -163,13 +165,22 @@ MESSAGE = Message(
 def test_a_row_is_the_message_that_was_inserted_whatever_the_order_of_columns(
     message: Message, columns: list[str]
 ) -> None:
-    decoder = in_transaction(columns, commit_lsn=message.commit_lsn)
+    decoder = in_transaction(
+        columns, commit_lsn=message.commit_lsn, transaction_id=message.transaction_id
+    )
 
     decoded = decoder.decode(encode(message, columns))
 
     assert decoded == message
     assert isinstance(decoded, Message)
     assert encode(decoded, columns) == encode(message, columns)
+
+
+def test_a_transaction_id_that_is_not_that_of_the_commit_counts_for_none() -> None:
+    """Whoever may insert a row may write anything there."""
+    for claimed in (8, (1 << 32) + 8, (1 << 63)):
+        decoded = in_transaction().decode(encode(MESSAGE._replace(transaction_id=claimed)))
+        assert decoded == MESSAGE._replace(transaction_id=0)
 
 
 @given(st.one_of(st.builds(Begin, lsns, times, oids), relations, logical_messages))
