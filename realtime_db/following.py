@@ -1,6 +1,6 @@
 """Brings what commits to the hub: the life of the source of messages, from start to end.
 
-    leadership ─► wal.stream ─► hub ─► progress
+    leadership ─► wal.stream ─► delivery ─► hub, progress
                   recovery  ─┤
                   polling   ─┘
 
@@ -9,7 +9,7 @@ Above is the server, which starts it; below are the parts in the picture. One af
     competes     with other servers, for there is one reader of a slot; who loses is a standby
     opens        the slot, or makes it; what a lost one would have brought comes from the table;
                  without a right to the WAL, the table is asked again and again
-    hands on     each message, once in the life of this process, to the hub
+    hands on     each message
     acknowledges what has been written to every subscriber, and what no cursor may still ask about
 
 and begins again when anything of it fails. Subscribers do not notice, but that they wait.
@@ -29,6 +29,7 @@ import psycopg
 from realtime_db import leadership, logs
 from realtime_db.cursors import END
 from realtime_db.database import Connection, cut
+from realtime_db.delivery import Delivery
 from realtime_db.errors import (
     ConnectionFailed,
     MissingRight,
@@ -39,15 +40,13 @@ from realtime_db.errors import (
 from realtime_db.leadership import Look, Session
 from realtime_db.polling import open_poller
 from realtime_db.progress import CLOCK_SLACK_US
-from realtime_db.protocol.broadcast import Broadcast
 from realtime_db.protocol.services import Services
-from realtime_db.recovery import Missed, Owed, open_missed
+from realtime_db.recovery import Owed, open_missed
 from realtime_db.settings import Settings
 from realtime_db.stored import iso
 from realtime_db.wal import slots
 from realtime_db.wal.lsn import format_lsn
-from realtime_db.wal.pgoutput import Message
-from realtime_db.wal.stream import Batch, Stream, open_stream
+from realtime_db.wal.stream import Stream, open_stream
 
 RETRY_SECONDS: Final = (0.2, 2.0)
 PATIENCE_SECONDS: Final = 1.0
@@ -83,6 +82,7 @@ class Following:
             slots.check_name(settings.slot)
         self._settings = settings
         self._services = services
+        self._delivery = Delivery(services)
         self._on_standby = on_standby
         self.following = asyncio.Event()
         self.decided = asyncio.Event()
@@ -99,10 +99,7 @@ class Following:
         self._services.progress.begin(0)
         self._first: Look | None = None
         self._owed_by_time_us: int | None = None
-        self._last = (0, 0)  # transaction and position of the last message
-        self._partly: dict[int, int] = {}  # transactions that came in part, and up to where
-        self._handed_lsn = self._handed = 0  # commit of the last transaction, and how much of it
-        self._polled = (0, 0, 0)  # poll, transaction and position of the last message
+        self._delivery.forget()
 
     def _stop(self) -> None:
         self.following.clear()
@@ -114,7 +111,7 @@ class Following:
         self._connections.clear()
         self._stream: Stream | None = None
         self._at_rest = False
-        self._again = 0  # how many messages of `_handed_lsn` this connection has brought
+        self._delivery.begin()
         self._not_ours = 0
         self._wal_status: str | None = "reserved"
         self._lags = False
@@ -233,7 +230,7 @@ class Following:
             log.warning("%s; the oldest is in pg_stat_activity", _WAITING)
 
     async def _read(self, slot: str | None, look: Look) -> None:
-        services, progress = self._services, self._services.progress
+        services, progress, delivery = self._services, self._services.progress, self._delivery
         async with self._open(slot) as stream:
             self._identify(stream.cluster, "w", since=stream.start_lsn)
             self._stream = stream
@@ -251,8 +248,8 @@ class Following:
                 self._at_rest = True
                 async for batch in stream:
                     self._at_rest = False
-                    self._hand_on(batch)
-                    await self._written()
+                    delivery.streamed(batch.messages)
+                    await delivery.written()
                     progress.passed(stream.received_lsn)
                     progress.settled(batch.end_lsn)
                     stream.acknowledge(min(batch.end_lsn, progress.forgettable))
@@ -268,7 +265,8 @@ class Following:
 
     async def _poll(self) -> None:
         """Asks the table, where the WAL cannot be read."""
-        services, progress, settings = self._services, self._services.progress, self._settings
+        services, progress, delivery = self._services, self._services.progress, self._delivery
+        settings = self._settings
         async with open_poller(
             settings.database_url,
             progress=progress,
@@ -278,20 +276,15 @@ class Following:
         ) as poller:
             self._identify(poller.cluster, "p")
             if self._owed_by_time_us is not None:
-                self._tell_missing(iso(int(services.now() * 1_000_000)))
+                delivery.tell_missing(iso(int(services.now() * 1_000_000)))
                 self._owed_by_time_us = None
             await poller.start()
             services.stored.polls = poller
             self._begun()
             log.info("asking realtime.messages for what is new, every %g s", settings.poll_seconds)
             async for batch in poller:
-                for message in batch.messages:
-                    place = message.commit_lsn, message.transaction_id, message.position
-                    # Else it was handed on before the connection before this one ended.
-                    if place > self._polled:
-                        self._polled = place
-                        self._publish(message)
-                await self._written()
+                delivery.polled(batch.messages)
+                await delivery.written()
                 progress.passed(poller.received_lsn)
                 progress.settled(poller.received_lsn)
 
@@ -326,8 +319,12 @@ class Following:
                 on_connected=self._connections.append,
             ) as missed:
                 await stream.start()
+                if (before := await missed.incomplete_before()) is not None:
+                    text = "messages before %s are no longer stored: they were not delivered"
+                    log.error(text, before)
+                    self._delivery.tell_missing(before)
                 # No commit is there: after all that was handed on, before all that it brings.
-                count = await self._recover(missed, order=stream.start_lsn - 1)
+                count = await self._delivery.recovered(missed, order=stream.start_lsn - 1)
         self._replace = False
         self._owed_by_time_us = None
         if snapshot is None:
@@ -356,99 +353,6 @@ class Following:
             return Owed(horizon.seen, horizon.since_us, horizon.taken_us)
         assert first is not None, "taken before the source is opened"
         return Owed(first.seen, 0, first.taken_us)
-
-    async def _recover(self, missed: Missed, order: int) -> int:
-        """Hands on what the table has; returns how much that was."""
-        services = self._services
-        if (before := await missed.incomplete_before()) is not None:
-            log.error("messages before %s are no longer stored: they were not delivered", before)
-            self._tell_missing(before)
-        seen = missed.owed.seen
-        known = set() if seen is None else {*services.progress.known(seen).transaction_ids}
-        partly = self._partly
-        partly.update([self._last])
-        count = 0
-        async for page in missed.pages(order):
-            for message in page:
-                number = message.transaction_id
-                if number in known and message.position <= partly.get(number, message.position):
-                    continue
-                self._publish(message)
-                count += 1
-            await self._written()
-        partly.clear()
-        return count
-
-    def _tell_missing(self, before: str) -> None:
-        """Tells every subscriber that messages before a time may not have come."""
-        services = self._services
-        services.gaps += 1
-        for topic, private in services.hub.followed:
-            missing = Broadcast(f"realtime:{topic}", "", b"{}", missing_before=before)
-            services.hub.publish((topic, private), missing)
-
-    # Handing on
-
-    def _hand_on(self, batch: Batch) -> None:
-        for message in batch.messages:
-            lsn = message.commit_lsn
-            if lsn > self._handed_lsn:
-                self._handed_lsn, self._handed, self._again = lsn, 1, 1
-            elif lsn == self._handed_lsn and self._again == self._handed:
-                self._handed = self._again = self._handed + 1
-            else:
-                # It was not acknowledged yet when the connection before this one ended.
-                self._again += lsn == self._handed_lsn
-                continue
-            self._publish(message)
-
-    def _publish(self, message: Message) -> None:
-        services, progress = self._services, self._services.progress
-        order, transaction_id, position = (
-            message.commit_lsn, message.transaction_id, message.position
-        )  # fmt: skip
-        self._last = (transaction_id, position)
-        progress.handed(transaction_id, order, position)
-        if message.extension == "revocation":
-            services.revoke(message)
-            return
-        besides = services.own.came(message.id) if services.own else None
-        key = (message.topic, message.private)
-        if not services.hub.has_subscribers(key):
-            return
-        binary = message.binary_payload
-        payload = binary if binary is not None else message.payload
-        assert payload is not None, "the decoder skips rows without a payload"
-        if len(payload) > services.settings.max_payload_bytes:
-            text = "message %s of %d bytes to %s was not delivered"
-            services.limits.over("max_payload_bytes", text, message.id, len(payload), message.topic)
-            return
-        services.hub.publish(
-            key,
-            Broadcast(
-                f"realtime:{message.topic}",
-                message.event,
-                payload,
-                id=message.id,
-                binary=binary is not None,
-                transaction_id=transaction_id,
-                cursor=progress.cursor(order, transaction_id, position),
-                cursor_of_all=progress.now,
-            ),
-            besides=besides,
-        )
-
-    async def _written(self) -> None:
-        """Waits until what was published has been written to the sockets of all subscribers.
-
-        So a large transaction does not put its clients behind by all of it at once, and what a
-        crash would lose is not acknowledged.
-        """
-        hub = self._services.hub
-        mark = hub.mark()
-        await asyncio.sleep(0)
-        while not hub.is_written(mark):  # noqa: ASYNC110 - the hub needs the turns of the loop
-            await asyncio.sleep(0)
 
     async def _settle(self, stream: Stream) -> None:
         """Moves on while nothing comes, too: other databases write to the same WAL."""

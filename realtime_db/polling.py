@@ -28,7 +28,7 @@ from realtime_db.database import Connection, connect
 from realtime_db.errors import MissingRight, NotInstalled, RealtimeDbError
 from realtime_db.leadership import IDLE_SECONDS
 from realtime_db.progress import CLOCK_SLACK_US, Known, Progress
-from realtime_db.wal.pgoutput import REVOCATIONS, Message
+from realtime_db.wal.pgoutput import COLUMNS, REVOCATIONS, SENDABLE, Message
 from realtime_db.wal.slot import connection_lost, first_line
 from realtime_db.wal.stream import Batch
 
@@ -36,47 +36,32 @@ TOPICS_AT_ONCE: Final = 2_000
 FORGET_SECONDS: Final = 600.0
 AHEAD_SECONDS: Final = 86_400.0
 
-_COLUMNS: Final = """
-    m.topic, m.event, m.payload::text, m.private, m.id::text, m.inserted_at::text,
-    m.binary_payload, m.transaction_id::text, m.position, m.extension
-"""
-
-# As the reader of the WAL has it: the others are for nobody.
-_SENDABLE: Final = """
-    stored.private is not null
-    and (stored.payload is not null or stored.binary_payload is not null)
-    and (
-        stored.extension = 'broadcast' and stored.event is not null
-        or stored.extension = 'revocation'
-    )
-"""
-
 # Rows of transactions that began to write after the last poll, so they are not older than it.
 _BEGUN_SINCE: Final = f"""
-    select {_COLUMNS}
+    select {COLUMNS}
     from unnest(%(topics)s::text[]) as followed (topic)
     cross join lateral (
-        select * from realtime.messages as stored
-        where stored.topic = followed.topic
-            and stored.inserted_at >= to_timestamp(%(since)s) at time zone 'utc'
-            and stored.inserted_at < to_timestamp(%(until)s) at time zone 'utc'
-            and stored.transaction_id >= %(xmax)s::text::xid8
-            and {_SENDABLE}
+        select * from realtime.messages as m
+        where m.topic = followed.topic
+            and m.inserted_at >= to_timestamp(%(since)s) at time zone 'utc'
+            and m.inserted_at < to_timestamp(%(until)s) at time zone 'utc'
+            and m.transaction_id >= %(xmax)s::text::xid8
+            and {SENDABLE}
     ) as m
 """  # noqa: S608 - constants of ours
 
 # Those of transactions that were open by then and have ended since. It reads further back, and is
 # asked only if there are any.
 _ENDED_SINCE: Final = f"""
-    select {_COLUMNS}
+    select {COLUMNS}
     from unnest(%(topics)s::text[]) as followed (topic)
     cross join lateral (
-        select * from realtime.messages as stored
-        where stored.topic = followed.topic
-            and stored.inserted_at >= to_timestamp(%(since)s) at time zone 'utc'
-            and stored.inserted_at < to_timestamp(%(until)s) at time zone 'utc'
-            and stored.transaction_id = any (%(ids)s::text[]::xid8[])
-            and {_SENDABLE}
+        select * from realtime.messages as m
+        where m.topic = followed.topic
+            and m.inserted_at >= to_timestamp(%(since)s) at time zone 'utc'
+            and m.inserted_at < to_timestamp(%(until)s) at time zone 'utc'
+            and m.transaction_id = any (%(ids)s::text[]::xid8[])
+            and {SENDABLE}
     ) as m
 """  # noqa: S608 - constants of ours
 

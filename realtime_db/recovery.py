@@ -18,26 +18,24 @@ from psycopg import sql
 
 from realtime_db.cursors import Snapshot
 from realtime_db.database import Connection, connect
-from realtime_db.wal.pgoutput import Message
+from realtime_db.wal.pgoutput import COLUMNS, SENDABLE, Message
 
 ROWS_AT_ONCE: Final = 500
 _EPOCH: Final = datetime(1970, 1, 1)  # UTC, as inserted_at
 
-# `stored.` in the order: a bare transaction_id would be the text of the select list.
-_MISSED: Final = """
-    select topic, event, payload::text, private, id::text, inserted_at::text, binary_payload,
-        transaction_id::text, position
-    from realtime.messages as stored
-    where topic = any (%(topics)s) and extension = 'broadcast'
-        and event is not null and private is not null
-        and (payload is not null or binary_payload is not null)
-        and inserted_at >= %(since)s
+# `m.` in the order: a bare transaction_id would be the text of the select list.
+_MISSED: Final = f"""
+    select {COLUMNS}
+    from realtime.messages as m
+    where m.topic = any (%(topics)s)
+        and m.inserted_at >= %(since)s
+        and {SENDABLE}
         and (
             %(seen)s::pg_snapshot is null
-            or not pg_visible_in_snapshot(stored.transaction_id, %(seen)s::pg_snapshot)
+            or not pg_visible_in_snapshot(m.transaction_id, %(seen)s::pg_snapshot)
         )
-    order by stored.transaction_id, stored.position
-"""
+    order by m.transaction_id, m.position
+"""  # noqa: S608 - constants of ours
 _OLDEST: Final = "select min(day) from realtime.partitions() where attached"
 
 

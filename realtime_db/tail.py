@@ -30,7 +30,7 @@ from rich.text import Text
 from realtime_db.database import Connection, connect
 from realtime_db.errors import ConnectionFailed, MissingRight
 from realtime_db.wal.lsn import format_lsn
-from realtime_db.wal.pgoutput import Message
+from realtime_db.wal.pgoutput import COLUMNS, SENDABLE, Message
 from realtime_db.wal.stream import PUBLICATION, Stream, open_stream
 
 _INTERRUPTED: Final = 130
@@ -43,15 +43,13 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 # `stored.` in the order: a bare transaction_id would be the text of the select list.
 _STORED: Final = sql.SQL(
-    """
-    select topic, event, payload::text, private, id::text, inserted_at::text, binary_payload,
-        transaction_id::text, position
-    from realtime.messages as stored
-    where extension = 'broadcast' and event is not null and private is not null
-        and (payload is not null or binary_payload is not null)
-        and (%(all)s or topic = any(%(exact)s) or topic like any(%(patterns)s))
-    order by stored.transaction_id, stored.position
-    """
+    f"""
+    select {COLUMNS}
+    from realtime.messages as m
+    where m.extension = 'broadcast' and {SENDABLE}
+        and (%(all)s or m.topic = any(%(exact)s) or m.topic like any(%(patterns)s))
+    order by m.transaction_id, m.position
+    """  # noqa: S608 - constants of ours
 )
 
 Render = Callable[[Sequence[Message]], bytes]

@@ -41,6 +41,17 @@ _OPTIONAL: Final = ("binary_payload", "transaction_id", "position")
 
 
 REVOCATIONS: Final = "realtime:revocations"
+
+# A row of realtime.messages, called m: what `Message.of_row` reads, and whether it is for anybody.
+COLUMNS: Final = """
+    m.topic, m.event, m.payload::text, m.private, m.id::text, m.inserted_at::text,
+    m.binary_payload, m.transaction_id::text, m.position, m.extension
+"""
+SENDABLE: Final = """
+    m.private is not null
+    and (m.payload is not null or m.binary_payload is not null)
+    and (m.extension = 'broadcast' and m.event is not null or m.extension = 'revocation')
+"""
 """The topic of the rows that `realtime.revoke` writes."""
 
 
@@ -82,15 +93,14 @@ class Message(NamedTuple):
         """A message that was read from the table and not from the WAL.
 
         Args:
-            row: the attributes before `commit_lsn`, in their order, and perhaps the extension;
-                the payload, the ids and the time as text.
+            row: `COLUMNS`.
             commit_lsn: what stands for it.
         """
-        topic, event, payload, private, row_id, inserted_at, binary, number, position, *more = row
+        topic, event, payload, private, row_id, inserted_at, binary, number, position, kind = row
         text = None if payload is None else payload.encode()
         return cls(
             topic, event or "", text, private, row_id, inserted_at, binary,
-            int(number or 0), position or 0, commit_lsn, *more,
+            int(number or 0), position or 0, commit_lsn, kind,
         )  # fmt: skip
 
 

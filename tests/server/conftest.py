@@ -253,6 +253,15 @@ class Events:
         """What came instead of a stream."""
         return self._file.read(int(self.headers["content-length"]))
 
+    def end(self) -> str:
+        """The comment that the stream ends with, if nothing comes before it but heartbeats."""
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            if text := self.next().get(""):
+                assert self.rest() == b""
+                return text
+        raise AssertionError("the stream did not end")
+
     def rest(self) -> bytes:
         """What comes until the end."""
         return self._file.read()

@@ -294,6 +294,28 @@ def _drop(owner: Connection, admin: Connection) -> None:
     admin.execute("select pg_drop_replication_slot(%s)", [the_slot(owner)["slot_name"]])
 
 
+def test_a_revocation_that_a_slot_did_not_bring_counts(
+    own_database_url: str,
+    serve: Serve,
+    owner: Connection,
+    admin: Connection,
+    network: Proxy,
+    follow: Callable[..., Events],
+    topic: str,
+) -> None:
+    server = serve(database_url=through(network, own_database_url))
+    owner.execute("create policy p on realtime.messages for select to authenticated using (true)")
+    events = follow(topic, to=server, private=True)
+    network.refuse()
+    until(lambda: not the_slot(owner)["active"])
+    owner.execute("drop policy p on realtime.messages")
+    owner.execute("select realtime.revoke()")
+    _drop(owner, admin)
+    network.heal()
+
+    assert events.end().startswith("You no longer have permission to read from this Channel topic")
+
+
 @pytest.mark.parametrize("gone", [_drop, _lose])
 def test_a_slot_that_is_gone_is_made_anew_and_what_it_missed_comes_from_the_table(
     own_database_url: str,
