@@ -142,6 +142,7 @@ class Following:
     async def _follow(self) -> None:
         settings, services = self._settings, self._services
         async with leadership.open_session(settings.database_url) as session:
+            await session.check_release()
             slot = None
             if self._polls or not settings.temporary_slot:
                 slot = settings.slot or await session.slot_name()

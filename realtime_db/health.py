@@ -18,6 +18,7 @@ import psycopg
 from realtime_db.database import connect
 from realtime_db.errors import RealtimeDbError
 from realtime_db.metrics import DatabaseCounts
+from realtime_db.release import check_release
 
 FRESH_SECONDS: Final = 1.0
 TIMEOUT_SECONDS: Final = 3.0
@@ -105,8 +106,6 @@ class Watch:
                 return Health(None, await self._counts())
         except TimeoutError:
             problem = f"no answer within {TIMEOUT_SECONDS:g} s"
-        except psycopg.errors.UndefinedFunction:
-            problem = "realtime-db is not installed; run: realtime-db migrate"
         except (RealtimeDbError, psycopg.Error) as error:
             problem = str(error).splitlines()[0] if str(error) else type(error).__name__
         return Health(problem, DatabaseCounts())
@@ -114,6 +113,7 @@ class Watch:
     async def _counts(self) -> DatabaseCounts:
         reader = self._reader()
         async with connect(self._database_url) as connection:
+            await check_release(connection)
             slot = {"slot": None if reader is None else reader.slot}
             row = await (await connection.execute(_SLOT, slot)).fetchone()
             assert row is not None, "a left join from one row"

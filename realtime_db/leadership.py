@@ -21,6 +21,7 @@ import psycopg
 from realtime_db.cursors import Snapshot
 from realtime_db.database import Connection, connect, conninfo, cut
 from realtime_db.errors import ConnectionFailed
+from realtime_db.release import check_release
 from realtime_db.wal.slot import first_line
 from realtime_db.wal.slots import default_name
 
@@ -73,6 +74,11 @@ class Session:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+
+    async def check_release(self) -> None:
+        """See `release.check_release`."""
+        with self._in_time():
+            await check_release(self._connection)
 
     async def try_lock(self, name: str) -> bool:
         """Gets the lock of the reader of a slot, unless another session has it."""

@@ -162,6 +162,21 @@ def test_metrics_tell_how_the_database_stands(server) -> None:
     assert found["realtime_db_replication_lag_seconds"] >= 0
 
 
+def test_a_database_of_an_older_release_is_not_served_before_it_is_migrated(
+    start_server, own_database_url
+) -> None:
+    with psycopg.connect(own_database_url, autocommit=True) as owner:
+        released = "create or replace function realtime.version() returns text language sql as "
+        owner.execute(released + "$$ select '0.3.0' $$")
+        server = start_server(database_url=own_database_url)
+        server.said("has realtime-db 0.3.0, and this server needs 0.4.0")
+        ready = server.request("GET", "/readyz")
+        assert ready.status == 503
+        assert b"has realtime-db 0.3.0" in ready.body
+        owner.execute(released + "$$ select '0.10.0' $$")
+        server.says("following the WAL")
+
+
 def test_a_reader_that_does_not_read_lags(own_database_url) -> None:
     seconds = 0.0
     with psycopg.connect(own_database_url, autocommit=True) as owner:
