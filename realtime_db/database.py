@@ -15,10 +15,13 @@ from urllib.parse import quote
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg_pool import AsyncConnectionPool
 
 from realtime_db.errors import ConnectionFailed, UnsupportedVersion
 
 CONNECT_TIMEOUT_SECONDS = 10
+IDLE_SECONDS = 1.0
+CHECK_SECONDS = 2.0
 OLDEST_SERVER = 140000
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
@@ -98,25 +101,88 @@ def cut(connection: Connection) -> None:
         duplicate.shutdown(socket.SHUT_RDWR)
 
 
-def impatient(answer_seconds: float) -> type[Connection]:
-    """A kind of connection that ends when the database does not answer.
+class Pool(AsyncConnectionPool[Connection]):
+    """Connections in autocommit to share, and to leave when the database does not answer.
 
-    For limits of the database itself are of no use when its network has forgotten the connection:
-    nothing would ever come.
+    For limits of the database itself are of no use when its network has forgotten a connection:
+    nothing would ever come. What was not used for a second is asked first whether it still is
+    there, and as soon as one is not, all that are idle are replaced: they went the same way.
 
     Args:
-        answer_seconds: how long to wait for each answer, more than a statement may take.
+        database_url: URL or libpq connection string.
+        size: how many at most.
+        statement_seconds: how long a statement may take, and how long to wait for a connection.
+
+    Raises:
+        ConnectionFailed: the URL cannot be read.
     """
 
-    class Impatient(psycopg.AsyncConnection[tuple[Any, ...]]):
-        async def wait(self, *given: Any, **named: Any) -> Any:
-            timer = asyncio.get_running_loop().call_later(answer_seconds, cut, self)
-            try:
-                return await super().wait(*given, **named)
-            finally:
-                timer.cancel()
+    def __init__(self, database_url: str, *, size: int, statement_seconds: float) -> None:
+        self._answer_seconds = 2 * statement_seconds
+        self._check_seconds = min(CHECK_SECONDS, statement_seconds / 2)
+        self._replaced_at = float("-inf")
+        self._replacing: asyncio.Task[None] | None = None
+        limit = f"-c statement_timeout={int(statement_seconds * 1000)}"
+        super().__init__(
+            conninfo(database_url, options=limit),
+            min_size=1,
+            max_size=size,
+            timeout=statement_seconds,
+            connection_class=self._kind(),
+            kwargs={"autocommit": True},
+            check=self._is_there,
+            open=False,
+        )
 
-    return Impatient
+    def _kind(self) -> type[Connection]:
+        """Connections that end when an answer does not come."""
+        pool = self
+
+        class Impatient(_Heard):
+            async def wait(self, *given: Any, **named: Any) -> Any:
+                loop = asyncio.get_running_loop()
+                timer = loop.call_later(pool._answer_seconds, pool._silent, self)
+                try:
+                    answer = await super().wait(*given, **named)
+                finally:
+                    timer.cancel()
+                self.heard_at = loop.time()
+                return answer
+
+        return Impatient
+
+    async def _is_there(self, connection: Connection) -> None:
+        """Raises if a connection that was idle does not answer."""
+        assert isinstance(connection, _Heard)
+        loop = asyncio.get_running_loop()
+        if loop.time() - connection.heard_at < IDLE_SECONDS:
+            return
+        timer = loop.call_later(self._check_seconds, cut, connection)
+        try:
+            await connection.execute("")
+        except psycopg.OperationalError:
+            await self._replace(connection)
+            raise
+        finally:
+            timer.cancel()
+
+    def _silent(self, connection: _Heard) -> None:
+        cut(connection)
+        self._replacing = asyncio.get_running_loop().create_task(self._replace(connection))
+
+    async def _replace(self, silent: _Heard) -> None:
+        """Replaces those that are idle, unless that was done after this one was last heard of."""
+        if silent.heard_at > self._replaced_at:
+            self._replaced_at = asyncio.get_running_loop().time()
+            await self.drain()
+
+
+class _Heard(psycopg.AsyncConnection[tuple[Any, ...]]):
+    """A connection that knows when the database last answered, by the clock of the loop."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.heard_at = asyncio.get_running_loop().time()
 
 
 def check_version(server_version: int) -> None:

@@ -181,12 +181,18 @@ class Following:
         watching = loop.create_task(session.watch(partial(self._slot_name, slot), self._looked))
         reading = loop.create_task(self._poll() if self._polls else self._read(slot, look))
         tasks = watching, reading
+
+        def again() -> None:  # Python 3.11 may forget a cancellation: see `server._end`
+            self._abandon()
+            for task in tasks:
+                task.cancel()
+
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if watching.done():
                 self._abandon()
         finally:
-            late = loop.call_later(CLOSE_SECONDS, self._abandon)
+            late = loop.call_later(CLOSE_SECONDS, again)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -340,7 +346,7 @@ class Following:
                 count if topics else 0,
             )
         elif not self._settings.temporary_slot:
-            log.warning(
+            log.info(
                 "replication slot %s is new: what committed before is for those who resume",
                 stream.slot_name,
             )

@@ -18,13 +18,19 @@ _MAX_CAUSES: Final = 100
 
 # `Unauthorized: You do not …`: what the protocol calls an error, wherever it stands in a message.
 _CODE: Final = re.compile(r"(?:^|: )([A-Z][A-Za-z]{5,}): ")
+_HINT: Final = re.compile(r"\n {2}(?! )")
 _LINE_BREAK: Final = re.compile(r"\s*[\r\n]\s*")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def escape(text: str) -> str:
-    """Text on one line: a space for a line break, and control characters as `\\u001b`."""
-    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", _LINE_BREAK.sub(" ", text))
+    """Text on one line, and control characters as `\\u001b`."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", _on_a_line(text))
+
+
+def _on_a_line(text: str) -> str:
+    """A hint, which stands below what it is about, becomes a sentence; a line break a space."""
+    return _LINE_BREAK.sub(" ", _HINT.sub(". ", text))
 
 
 class TextLines(logging.Formatter):
@@ -45,7 +51,7 @@ class JsonLines(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        message = _LINE_BREAK.sub(" ", record.getMessage())
+        message = _on_a_line(record.getMessage())
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line = {
             "time": f"{seconds}.{int(record.msecs):03d}Z",

@@ -16,6 +16,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from realtime_db.cursors import Snapshot
 from realtime_db.database import Connection
 from realtime_db.protocol.rechecks import Rechecks, Revocation
+from realtime_db.wal.slot import first_line
 
 WAIT_SECONDS: Final = 600.0
 """A transaction that cannot be seen by then is of a database that is no more."""
@@ -50,10 +51,10 @@ class Rechecking:
 
     async def run(self) -> None:
         """Asks, for ever."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._take_revocations())
-            for _ in range(self._at_once):
-                group.create_task(self._ask())
+        jobs = [self._take_revocations(), *(self._ask() for _ in range(self._at_once))]
+        # Unlike a TaskGroup, it hands on a second cancellation (see `server._end`); and with
+        # exceptions among the results, it waits until all have ended.
+        await asyncio.gather(*jobs, return_exceptions=True)
 
     async def _ask(self) -> None:
         while True:
@@ -101,7 +102,10 @@ class Rechecking:
                 cursor = await connection.execute("select pg_catalog.pg_current_snapshot()::text")
                 row = await cursor.fetchone()
         except (psycopg.Error, PoolTimeout) as error:
-            _log.warning("a revocation waits for the database: %s", error)
+            _log.warning("to ask the policies again waits for the database: %s", first_line(error))
+            return []
+        except Exception:  # a defect of ours; what waits is tried again
+            _log.exception("nobody can be asked about")
             return []
         assert row is not None, "a select without from has one row"
         seen, now = Snapshot.parse(row[0]), asyncio.get_running_loop().time()

@@ -12,26 +12,27 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import re
 import signal
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 import uvloop
-from psycopg_pool import AsyncConnectionPool
 
 from realtime_db import logs
 from realtime_db.auth.keys import Keys
 from realtime_db.auth.policies import Policies
-from realtime_db.database import Connection, conninfo, impatient
+from realtime_db.database import Pool
 from realtime_db.errors import RealtimeDbError, ServerError
 from realtime_db.following import Following
 from realtime_db.hub import Hub
+from realtime_db.last_word import LastWord
 from realtime_db.protocol.connection import Services
 from realtime_db.rechecking import Rechecking
 from realtime_db.retention import maintenance
@@ -46,6 +47,12 @@ BACKLOG: Final = 4096
 SEND_BUFFER_BYTES: Final = 131_072
 MAINTENANCE_SECONDS: Final = 3600.0
 DRAIN_SECONDS: Final = 5.0
+STORE_SECONDS: Final = 5.0
+END_SECONDS: Final = 5.0
+AGAIN_SECONDS: Final = 1.0
+LAST_SECONDS: Final = 25.0
+"""So long after SIGTERM the process ends, come what may: more than all that it waits for takes."""
+
 DECIDE_SECONDS: Final = 2.0
 """So long a server that begins waits for its messages before it takes clients."""
 
@@ -93,9 +100,13 @@ def run(settings: Settings) -> int:
                     log.info("operations on %s://%s:%d", scheme, *server.operations)
 
             await until_signalled(server, say)
+            log.info("stopping")
+            last_word.start()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        last_word = LastWord(LAST_SECONDS, runner.get_loop())
         runner.run(until_told())
+    last_word.cancel()
     return 0
 
 
@@ -148,7 +159,8 @@ async def serve(settings: Settings) -> AsyncIterator[Server]:
     )
     await keys.reload()
     async with AsyncExitStack() as stack:
-        pool = _pool(settings)
+        seconds = settings.statement_timeout_seconds
+        pool = Pool(settings.database_url, size=settings.pool_size, statement_seconds=seconds)
         await pool.open()
         stack.push_async_callback(pool.close)
         services = Services(
@@ -171,14 +183,15 @@ async def serve(settings: Settings) -> AsyncIterator[Server]:
         else:
             answering[_listen(settings.host, settings.port)] = Front(application)
             answering[_listen(settings.ops_host, settings.ops_port, "ops-")] = application
-        connections: set[asyncio.Transport] = set()
+        connections: set[HttpProtocol] = set()
         following = Following(
             settings, services, partial(_send_away, application, "Another server leads")
         )
-        reading = loop.create_task(following.run())
-        stack.push_async_callback(_end, reading)
+        tasks = [loop.create_task(following.run(), name="following")]
+        stack.push_async_callback(_end, tasks)
         with suppress(TimeoutError):
-            await asyncio.wait_for(following.decided.wait(), DECIDE_SECONDS)
+            async with asyncio.timeout(DECIDE_SECONDS):
+                await following.decided.wait()
         servers = [
             await loop.create_server(
                 partial(
@@ -195,14 +208,18 @@ async def serve(settings: Settings) -> AsyncIterator[Server]:
             )
             for listener, answers in answering.items()
         ]
-        jobs = [_turn(services.wheel)]
         # Joins need the pool, too.
         at_once = max(1, settings.pool_size // 2)
-        jobs.append(Rechecking(pool, services.rechecks, at_once=at_once).run())
-        jobs.append(Storing(pool, services.to_store).run())
+        rechecking = Rechecking(pool, services.rechecks, at_once=at_once)
+        storing = Storing(pool, services.to_store)
+        to_the_table = loop.create_task(storing.run(), name="storing")
+        tasks += [
+            to_the_table,
+            loop.create_task(_turn(services.wheel), name="wheel"),
+            loop.create_task(rechecking.run(), name="rechecking"),
+        ]
         if settings.maintain:
-            jobs.append(_maintain(settings))
-        tasks = [reading, *(loop.create_task(job) for job in jobs)]
+            tasks.append(loop.create_task(_maintain(settings), name="maintenance"))
         # What is alive by now stays alive; the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -215,11 +232,13 @@ async def serve(settings: Settings) -> AsyncIterator[Server]:
             services.restarting = True
             for one in servers:
                 one.close()
+            answers = [answer for one in list(connections) if (answer := one.finish())]
+            services.to_store.close()
+            await asyncio.wait([to_the_table], timeout=STORE_SECONDS)
+            storing.give_up()
             _send_away(application, "Server is restarting")
-            for transport in list(connections):
-                transport.close()
-            await _end(*tasks)
-            await _drain(application)
+            await _end(tasks)
+            await _drain([*answers, *(client.closed for client in application.clients)])
             for client in list(application.clients):
                 client.reset()
 
@@ -233,30 +252,24 @@ def _send_away(application: Application, why: str) -> None:
         stream.close(why)
 
 
-async def _end(*tasks: asyncio.Task[None]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancels tasks until they have ended, but not for long.
+
+    Once is not enough: in Python 3.11 `asyncio.wait_for` forgets a cancellation that comes together
+    with what it waits for, and the pool of connections waits with it.
+    """
+    pending, tasks[:] = {*tasks}, []
+    for _ in range(round(END_SECONDS / AGAIN_SECONDS)):
+        for task in pending:
+            task.cancel()
+        if pending:
+            _, pending = await asyncio.wait(pending, timeout=AGAIN_SECONDS)
 
 
-async def _drain(application: Application) -> None:
-    """Waits for the clients to close, but not for long."""
-    clients = [client.closed for client in application.clients]
-    if clients:
-        await asyncio.wait(clients, timeout=DRAIN_SECONDS)
-
-
-def _pool(settings: Settings) -> AsyncConnectionPool[Connection]:
-    timeout = int(settings.statement_timeout_seconds * 1000)
-    return AsyncConnectionPool(
-        conninfo(settings.database_url, options=f"-c statement_timeout={timeout}"),
-        min_size=1,
-        max_size=settings.pool_size,
-        timeout=settings.statement_timeout_seconds,
-        connection_class=impatient(2 * settings.statement_timeout_seconds),
-        kwargs={"autocommit": True},
-        open=False,
-    )
+async def _drain(waits: Collection[asyncio.Future[None]]) -> None:
+    """Waits for answers to be written and clients to close, but not for long."""
+    if waits:
+        await asyncio.wait(waits, timeout=DRAIN_SECONDS)
 
 
 def _listen(host: str, port: int, prefix: str = "") -> socket.socket:
@@ -268,6 +281,7 @@ def _listen(host: str, port: int, prefix: str = "") -> socket.socket:
     listener.setblocking(False)
     try:
         listener.bind((host, port))
+        listener.listen(BACKLOG)  # else two of ours could have the same
     except OSError as error:
         listener.close()
         raise ServerError(
@@ -307,8 +321,9 @@ async def _maintain(settings: Settings) -> None:
     complaints = logs.Complaints(log)
 
     def report(one: maintenance.Report) -> None:
-        # A hint stands below what it is about, and each fact on a line of its own.
-        text = "maintenance: " + "; ".join(one.as_text().replace("\n  ", " ").splitlines())
+        # Each fact is on a line of its own, and a hint below what it is about.
+        facts = re.split(r"\n(?! )", one.as_text())
+        text = "maintenance: " + "; ".join(facts)
         if one.ok:
             complaints.over()
             log.info("%s", text)

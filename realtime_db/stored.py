@@ -27,6 +27,7 @@ from realtime_db.progress import Known, Progress
 from realtime_db.protocol.broadcast import Broadcast, Replayed
 from realtime_db.protocol.join import Replay
 from realtime_db.protocol.services import Polls, Subscriber
+from realtime_db.wal.slot import first_line
 
 PAGE_MESSAGES: Final = 500
 PAGE_BYTES: Final = 262_144
@@ -225,7 +226,7 @@ class StoredMessages:
                 cursor = await connection.execute(_LATEST, wanted)
                 return await cursor.fetchall()
         except (psycopg.Error, PoolTimeout) as error:
-            text = f"stored messages of {wanted['topic']} cannot be read: {error}"
+            text = f"stored messages of {wanted['topic']} cannot be read: {first_line(error)}"
             raise ReplayFailed(text) from error
 
     @asynccontextmanager
@@ -293,7 +294,7 @@ class StoredMessages:
                     after = _cursor_after(seen, taken_us, progress)
                     yield Resumption(seen, after, gap, first, pages)
         except (psycopg.Error, PoolTimeout, TimeoutError, ConnectionFailed) as error:
-            text = f"stored messages of {', '.join(topics)} cannot be read: {error}"
+            text = f"stored messages of {', '.join(topics)} cannot be read: {first_line(error)}"
             raise ReplayFailed(text) from error
         finally:
             self._resumes.release()
@@ -402,7 +403,7 @@ async def _pages(
                 yield page + await _in_order(underway, progress)
                 page, underway, size = [], [], 0
     except psycopg.Error as error:
-        raise ReplayFailed(f"stored messages cannot be read: {error}") from error
+        raise ReplayFailed(f"stored messages cannot be read: {first_line(error)}") from error
     if page or underway:
         yield page + await _in_order(underway, progress)
 

@@ -18,7 +18,8 @@ from psycopg import errors
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from realtime_db.database import Connection
-from realtime_db.protocol.persist import NotStored, Outgoing, ToStore
+from realtime_db.protocol.persist import IS_RESTARTING, NotStored, Outgoing, ToStore
+from realtime_db.wal.slot import first_line
 
 MAX_MESSAGES: Final = 500
 MAX_BYTES: Final = 8_000_000
@@ -32,6 +33,8 @@ _STORE: Final = """
         %s::uuid[], %s::text[], %s::text[], %s::text[], %s::bytea[], %s::bigint[]
     ) as m (id, topic, event, payload, binary_payload, ttl_seconds)
 """
+
+_UNAVAILABLE: Final = NotStored("Tenant database unavailable")
 
 _log = logging.getLogger(__name__)
 
@@ -47,16 +50,31 @@ class Storing:
     def __init__(self, pool: AsyncConnectionPool[Connection], to_store: ToStore) -> None:
         self._pool = pool
         self._to_store = to_store
+        self._in_hand: dict[str, Outgoing] = {}
         self._news = asyncio.Event()
         to_store.wake = self._news.set
 
     async def run(self) -> None:
-        """Stores what comes, for ever."""
+        """Stores what comes, until no more is taken and all that was has been answered."""
         while True:
-            await self._news.wait()
-            self._news.clear()
             while messages := self._to_store.take(MAX_MESSAGES, MAX_BYTES):
+                self._in_hand = {message.id: message for message in messages}
                 await self._store(messages)
+            if self._to_store.is_closed:
+                return
+            self._news.clear()
+            await self._news.wait()
+
+    def give_up(self) -> None:
+        """Refuses all that has not been stored: there is no more time.
+
+        What is in the hands of the database may be stored all the same, as after any answer that
+        did not come.
+        """
+        self._answer(list(self._in_hand.values()), _UNAVAILABLE)
+        while messages := self._to_store.take(MAX_MESSAGES, MAX_BYTES):
+            self._in_hand = {message.id: message for message in messages}
+            self._answer(messages, NotStored(IS_RESTARTING, 503))
 
     async def _store(self, messages: list[Outgoing]) -> None:
         failed = await self._insert(messages)
@@ -68,8 +86,15 @@ class Storing:
             return
         reason = None if failed is None else _reason(failed)
         if failed is not None and not _is_of_the_message(failed):
-            _log.warning("%d messages of clients were not stored: %s", len(messages), failed)
+            _log.warning(
+                "%d messages of clients were not stored: %s", len(messages), first_line(failed)
+            )
+        self._answer(messages, reason)
+
+    def _answer(self, messages: list[Outgoing], reason: NotStored | None) -> None:
         for message in messages:
+            if self._in_hand.pop(message.id, None) is None:
+                continue  # we gave up before it was stored
             try:
                 message.done(reason)
             except Exception:  # a defect of ours; the others need not suffer
@@ -112,5 +137,5 @@ def _reason(error: Exception) -> NotStored:
     if state in ("57014", "55P03", "40P01", "40001"):
         return NotStored("Query canceled")
     if isinstance(error, psycopg.OperationalError):  # a pool that waited in vain is one, too
-        return NotStored("Tenant database unavailable")
+        return _UNAVAILABLE
     return NotStored("Unable to store the message", 500)

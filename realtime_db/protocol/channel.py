@@ -69,8 +69,8 @@ class Channel(Asking):
     """
 
     __slots__ = (
-        "_check_at", "_check_due", "_held", "_may_write", "_persister", "_subscription", "_timer",
-        "_tracker", "access", "claims", "connection", "join", "join_ref", "token",
+        "_asked", "_check_at", "_check_due", "_held", "_may_write", "_persister", "_subscription",
+        "_timer", "_tracker", "access", "claims", "connection", "join", "join_ref", "token",
         "topic",
     )  # fmt: skip
 
@@ -93,6 +93,7 @@ class Channel(Asking):
         self.access = Access(broadcast=True, presence=True)  # until the policies say otherwise
         # What the policies said; None if they were not asked yet.
         self._may_write: bool | None = None if join.private else True
+        self._asked: Push | None = None  # the broadcast that they are asked about
         self._check_at = math.inf
         self._check_due = False
         self._subscription: Subscription | None = None
@@ -313,6 +314,7 @@ class Channel(Asking):
             self._persisting.refuse(push, wish if isinstance(wish, str) else PUBLIC)
             return
         if self._may_write is None:
+            self._asked = push
             self.ask(self._ask_to_write, push)
             return
         if not self._may_write:
@@ -352,6 +354,7 @@ class Channel(Asking):
 
     async def _ask_to_write(self, push: Push) -> Then:
         granted = await self.write_access("broadcast")
+        self._asked = None
         if granted is None:
             return partial(self._unchecked, push)
         self._may_write = granted
@@ -362,6 +365,13 @@ class Channel(Asking):
         for one in (push, *self.drop_waiting_broadcasts()):
             if _persist_wish(one) is not None:
                 self._persisting.refuse(one, UNCHECKED)
+
+    def refuse_waiting(self, reason: str) -> None:
+        """Drops the broadcasts that wait; whose sender wanted them stored waits for an answer."""
+        asked, self._asked = self._asked, None
+        for one in ([] if asked is None else [asked]) + self.drop_waiting_broadcasts():
+            if _persist_wish(one) is not None:
+                self._persisting.refuse(one, reason)
 
     @property
     def _persisting(self) -> Persister:

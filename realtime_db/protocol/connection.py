@@ -22,6 +22,7 @@ from realtime_db.protocol.channel import Channel
 from realtime_db.protocol.frames import Frame, Framing
 from realtime_db.protocol.join import Join, asks_for_cursor, parse_join
 from realtime_db.protocol.limits import Rate
+from realtime_db.protocol.persist import IS_RESTARTING
 from realtime_db.protocol.pushes import MalformedFrame, Push
 from realtime_db.protocol.questions import Then
 from realtime_db.protocol.replaying import Again
@@ -190,6 +191,7 @@ class Connection:
         """Tells every channel that the server is about to close the connection (PROTOCOL 4)."""
         text = "Server requested disconnect"
         for channel in self.channels.values():
+            channel.refuse_waiting(IS_RESTARTING)
             channel.say(text, ok=True)
 
     def keys_changed(self) -> bool:
@@ -252,7 +254,7 @@ class Connection:
         """Why a join is refused before anything is asked, in the order of PROTOCOL 5."""
         services, settings = self.services, self.services.settings
         if services.restarting:
-            return "RealtimeRestarting: Realtime is restarting, please standby"
+            return IS_RESTARTING
         if topic == _PREFIX:
             return "TopicNameRequired: You must provide a topic name"
         size = len(topic.encode()) - len(_PREFIX)

@@ -40,6 +40,7 @@ PUBLIC: Final = "a message can be stored on a private channel only"
 UNAUTHORIZED: Final = "Unauthorized: You do not have permissions to write to this Channel topic"
 UNCHECKED: Final = "Unable to authorize broadcast"
 TOO_LARGE: Final = "payload_size_exceeded"
+IS_RESTARTING: Final = "RealtimeRestarting: Realtime is restarting, please standby"
 
 
 class Persist(NamedTuple):
@@ -102,10 +103,16 @@ def read_persist(wish: object) -> Persist | str | None:
 
 
 class ToStore:
-    """What waits to be stored, in the order in which it came."""
+    """What waits to be stored, in the order in which it came.
+
+    Attributes:
+        is_closed: whether nothing more is taken.
+        wake: called when there is something to do.
+    """
 
     def __init__(self) -> None:
         self._waiting: deque[Outgoing] = deque()
+        self.is_closed = False
         self.wake: Callable[[], object] = lambda: None
 
     def __bool__(self) -> bool:
@@ -113,7 +120,15 @@ class ToStore:
 
     def put(self, message: Outgoing) -> None:
         """Adds one, and wakes who stores."""
+        if self.is_closed:
+            message.done(NotStored(IS_RESTARTING, 503))
+            return
         self._waiting.append(message)
+        self.wake()
+
+    def close(self) -> None:
+        """Refuses what comes from now on: the server is about to end."""
+        self.is_closed = True
         self.wake()
 
     def take(self, max_messages: int, max_bytes: int) -> list[Outgoing]:

@@ -189,7 +189,7 @@ class HttpProtocol(asyncio.Protocol):
         wheel: Wheel,
         now: Callable[[], float],
         max_body_bytes: int,
-        connections: set[asyncio.Transport],
+        connections: set[HttpProtocol],
     ) -> None:
         self._application = application
         self._wheel = wheel
@@ -217,12 +217,12 @@ class HttpProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
-        self._connections.add(self._transport)
+        self._connections.add(self)
         self._enter(_Phase.HEAD)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended = True
-        self._connections.discard(self._transport)
+        self._connections.discard(self)
         self._no_deadline()
         if self._answering is not None:
             self._answering.cancel()
@@ -242,6 +242,18 @@ class HttpProtocol(asyncio.Protocol):
         if not self._ended:
             self._answer_next()
             self._settle()
+
+    def finish(self) -> asyncio.Task[None] | None:
+        """Hears nothing more, and closes; but first comes the answer that is on its way.
+
+        Returns:
+            What that waits for, if there is one.
+        """
+        self._ready.clear()
+        self._broken = True
+        if self._answering is None:
+            self._end()
+        return self._answering
 
     # The parser
 
@@ -389,7 +401,7 @@ class HttpProtocol(asyncio.Protocol):
         if isinstance(answer, Handover):
             self._ended = True
             self._no_deadline()
-            self._connections.discard(self._transport)
+            self._connections.discard(self)
             if not self._reading and not self._transport.is_closing():
                 self._transport.resume_reading()
             self._transport.set_protocol(answer.take(self._transport))

@@ -33,6 +33,7 @@ from realtime_db.cursors import Cursor, InvalidCursor, Snapshot
 from realtime_db.hub import Key, Subscription, Write
 from realtime_db.protocol.broadcast import Broadcast
 from realtime_db.protocol.frames import live_meta, replay_meta
+from realtime_db.protocol.persist import IS_RESTARTING
 from realtime_db.protocol.rechecks import NO_LONGER
 from realtime_db.protocol.replaying import Held
 from realtime_db.protocol.services import Resumption, Services
@@ -191,7 +192,7 @@ class Events:
             services.limits.over(limit, "a stream of %d topics was refused", len(topics))
             return _refused(429, "ChannelRateLimitReached: Too many channels", logged=True)
         if services.restarting:
-            return _refused(503, "RealtimeRestarting: Realtime is restarting, please standby")
+            return _refused(503, IS_RESTARTING)
         return topics
 
     def _open(

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import psycopg
 from psycopg_pool import AsyncConnectionPool
 
+from realtime_db import server
 from realtime_db.auth.tokens import Claims
 from realtime_db.protocol.rechecks import Rechecks, Revocation
 from realtime_db.rechecking import Rechecking
@@ -119,3 +120,30 @@ def test_one_with_a_defect_does_not_stop_the_others(database_url: str) -> None:
         await one.asked.wait()
 
     with_rechecks(database_url, test)
+
+
+def test_it_ends_though_a_cancellation_comes_together_with_a_connection(database_url: str) -> None:
+    """Which Python 3.11 forgets, somewhere in these turns of the loop."""
+
+    async def run() -> None:
+        pool = AsyncConnectionPool(
+            database_url, min_size=1, max_size=1, kwargs={"autocommit": True}, open=False
+        )
+        async with asyncio.timeout(DEADLINE_SECONDS), pool:
+            for turns in range(10):
+                rechecks = Rechecks()
+                rechecking = Rechecking(pool, rechecks, at_once=1)  # type: ignore[arg-type]
+                connection = await pool.getconn()
+                task = asyncio.create_task(rechecking.run())
+                rechecks.revoke(b"{}", 1)
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                assert pool.get_stats()["requests_waiting"]
+                await pool.putconn(connection)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await server._end([task])
+                rest = [one for one in asyncio.all_tasks() if "Rechecking" in repr(one.get_coro())]
+                assert not rest, f"it goes on after {turns} turns"
+
+    asyncio.run(run())

@@ -106,7 +106,7 @@ async def _converse(
     world.begin()
     if how & 16:
         world.follow()
-    connections: set[asyncio.Transport] = set()
+    connections: set[HttpProtocol] = set()
     limit = LIMITS["max_body_bytes"]
     first = HttpProtocol(
         application,

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
+import psycopg
 import pytest
 
 BYTES = {"content-type": "application/octet-stream"}
@@ -113,3 +119,39 @@ def test_a_batch_cannot_be_stored(server, database, private_topic) -> None:
     message = {"topic": private_topic, "event": "e", "payload": {}, "private": True}
     answer = server.post("/api/broadcast?persist=true", {"messages": [message]})
     assert (answer.status, json.dumps(rows(database, private_topic))) == (202, "[]")
+
+
+WAITS_TO_STORE = """
+create function public.wait() returns trigger language plpgsql as
+    $$ begin perform pg_advisory_xact_lock(7); return new; end $$;
+create trigger waits before insert on realtime.messages for each row
+    when (new.event = 'said') execute function public.wait();
+"""
+IT_WAITS = """
+select from pg_locks where not granted and locktype = 'advisory' and database = (
+    select oid from pg_database where datname = current_database()
+)
+"""
+
+
+def test_at_sigterm_what_waits_is_stored_and_answered(
+    start_server, own_database_url, private_topic
+) -> None:
+    server = start_server("--no-maintain", database_url=own_database_url)
+    deadline = time.monotonic() + 60
+    with (
+        ThreadPoolExecutor() as threads,
+        psycopg.connect(own_database_url, autocommit=True) as database,
+    ):
+        database.execute(WAITS_TO_STORE)
+        database.execute("select pg_advisory_lock(7)")
+        answer = threads.submit(server.post, path(private_topic), {"n": 1})
+        while not database.execute(IT_WAITS).fetchall():
+            assert time.monotonic() < deadline
+        os.kill(server.pid, signal.SIGTERM)
+        with contextlib.suppress(ConnectionRefusedError, ConnectionResetError):
+            while time.monotonic() < deadline:
+                server.open().close()
+        database.execute("select pg_advisory_unlock(7)")
+        assert answer.result().status == 202
+        assert [row[1] for row in rows(database, private_topic)] == [{"n": 1}]

@@ -70,6 +70,17 @@ def test_a_taken_port_is_named(served_database_url: str) -> None:
     assert "--port" in said
 
 
+def test_two_addresses_of_one_server_are_two(served_database_url: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+
+    said = fails(served_database_url, "--port", port, "--ops-port", port)
+
+    assert f"cannot listen on 127.0.0.1:{port}" in said
+    assert "--ops-port" in said
+
+
 def test_a_key_without_a_certificate_is_refused(
     served_database_url: str, certificate: Certificate
 ) -> None:

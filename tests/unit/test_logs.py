@@ -58,8 +58,8 @@ def test_a_hint_stands_on_the_same_line() -> None:
     text = TextLines().format(record("the WAL is not followed: %s", error))
     line = json.loads(JsonLines().format(record("the WAL is not followed: %s", error)))
 
-    assert text.endswith("cannot connect to app@db:5432/app: refused Check the URL.")
-    assert line["message"].endswith("cannot connect to app@db:5432/app: refused Check the URL.")
+    assert text.endswith("cannot connect to app@db:5432/app: refused. Check the URL.")
+    assert line["message"].endswith("cannot connect to app@db:5432/app: refused. Check the URL.")
 
 
 def test_a_cause_is_said_once_and_then_at_growing_intervals() -> None:
