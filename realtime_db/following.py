@@ -68,7 +68,7 @@ class Following:
     Args:
         settings: of the server.
         services: is told how things stand; its hub gets the messages.
-        on_standby: called when another server leads; whoever is connected has to go there.
+        on_standby: called when another server leads, or led; whoever is connected has to resume.
 
     Attributes:
         following: set while messages come.
@@ -99,6 +99,7 @@ class Following:
         self._services.progress.begin(0)
         self._first: Look | None = None
         self._owed_by_time_us: int | None = None
+        self._received_lsn = 0  # where the connection before this one ended
         self._delivery.forget()
 
     def _stop(self) -> None:
@@ -239,6 +240,11 @@ class Following:
     async def _read(self, slot: str | None, look: Look) -> None:
         services, progress, delivery = self._services, self._services.progress, self._delivery
         async with self._open(slot) as stream:
+            if self._is_behind(stream):
+                log.warning("another server led meanwhile: clients are sent away, to resume")
+                self._on_standby()
+                self._forget()
+                self._first = look
             self._identify(stream.cluster, "w", since=stream.start_lsn)
             self._stream = stream
             self._looked(look)
@@ -262,7 +268,13 @@ class Following:
                     stream.acknowledge(min(batch.end_lsn, progress.forgettable))
                     self._at_rest = True
             finally:
+                self._received_lsn = stream.received_lsn
                 settling.cancel()
+
+    def _is_behind(self, stream: Stream) -> bool:
+        """Whether the slot was acknowledged by another reader, beyond what has come here."""
+        same = stream.snapshot is None and stream.cluster == self._services.progress.cluster
+        return same and 0 < self._received_lsn < stream.start_lsn
 
     def _begun(self) -> None:
         self._services.replicating = True

@@ -6,7 +6,9 @@ Each test has a database of its own, for all servers of one database compete.
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -449,6 +451,42 @@ def test_a_standby_sends_everybody_away(serve: Serve) -> None:
     ready = standby.request("GET", "/readyz")
     assert (ready.status, ready.json["server"]) == (503, "is a standby: another one leads")
     assert standby.request("GET", "/healthcheck").status == 200
+
+
+def test_a_leader_that_slept_while_another_led_has_its_clients_resume(
+    own_database_url: str,
+    serve: Serve,
+    owner: Connection,
+    follow: Callable[..., Events],
+    resume: Callable[..., Events],
+    topic: str,
+) -> None:
+    """It leads again before it notices that it did not, and the slot is beyond what it has read."""
+    leader = serve()
+    events = follow(topic, to=leader)
+    send(owner, topic, 1)
+    cursor = event(events)["id"]
+    os.kill(leader.pid, signal.SIGSTOP)
+    try:
+        other = serve()
+        other.said("following the WAL")
+        send(owner, topic, 2)
+        (after,) = owner.execute("select pg_current_wal_lsn()").fetchone()
+        until(
+            lambda: owner.execute(
+                "select confirmed_flush_lsn >= %s from pg_replication_slots"
+                " where database = current_database()",
+                [after],
+            ).fetchone()[0]
+        )
+        other.kill()
+    finally:
+        os.kill(leader.pid, signal.SIGCONT)
+    leader.says("another server led meanwhile")
+    assert b"Another server leads" in events.rest()
+    send(owner, topic, 3)
+
+    assert numbers(resume(leader, topic, cursor), 2) == [2, 3]
 
 
 @pytest.mark.parametrize("how", ["kill", "stop", "stall"])
