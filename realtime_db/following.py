@@ -56,7 +56,7 @@ WAITING_SECONDS: Final = 3.0
 CLOSE_SECONDS: Final = 5.0
 MAKE_SLOT_SECONDS: Final = 7 * 86_400.0
 
-NOT_FOLLOWING: Final = "the WAL is not followed"
+NOT_FOLLOWING: Final = "the database is not followed"
 _WAITING: Final = "waiting for open transactions to end, to make the replication slot"
 
 log = logging.getLogger("realtime_db")
@@ -90,7 +90,7 @@ class Following:
         self._connections: list[Connection] = []
         self._replace = False
         self._polls = settings.source == "poll"
-        self._led = False
+        self._leader_pid: int | None = None  # of the session that had the lock, if we led
         self._forget()
         self._stop()
 
@@ -115,7 +115,7 @@ class Following:
         self._delivery.begin()
         self._not_ours = 0
         self._wal_status: str | None = "reserved"
-        self._lags = False
+        self._lags = 0
 
     async def run(self) -> None:
         """Follows, for ever; begins again when the database went away."""
@@ -151,10 +151,17 @@ class Following:
             # Whoever comes from now on is owed what commits from now on.
             look = await session.look(slot)
             self._first = self._first or look
-            services.leading = self._led = True
+            self._leader_pid = session.backend_pid
+            services.leading = True
             if services.standby:
                 services.standby = False
-                log.info("this server leads now, with slot %s", slot)
+                log.info("this server leads now")
+            if self._polls and look.wal_status is not None:
+                self._complaints.say(
+                    f"replication slot {slot} holds back WAL, and this server reads none; if no "
+                    "other one does: realtime-db slot drop",
+                    level=logging.WARNING,
+                )
             await self._read_and_watch(session, slot, look)
 
     async def _win(self, session: Session, slot: str) -> None:
@@ -163,14 +170,12 @@ class Following:
         if services.standby:
             # After a restart of the database, who led before should again: it has clients.
             await asyncio.sleep(PATIENCE_SECONDS)
-        # A session of ours that was cut off holds the lock until the database ends it.
-        loop = asyncio.get_running_loop()
-        ours_until = loop.time() + (leadership.IDLE_SECONDS + 1.0 if self._led else 0.0)
         while not await session.try_lock(slot):
-            if not services.standby and loop.time() >= ours_until:
+            # A session of ours that was cut off holds it until the database ends it.
+            if not services.standby and await session.holder(slot) not in (None, self._leader_pid):
                 services.standby = True
-                self._led = False
-                log.info("this server is a standby: another one leads, with slot %s", slot)
+                self._leader_pid = None
+                log.info("this server is a standby: another one leads")
                 self._on_standby()
                 self._forget()
             self.decided.set()
@@ -402,11 +407,17 @@ class Following:
         if self._not_ours > 1:
             stream.fail(SlotError(f"replication slot {stream.slot_name} was taken from us"))
         elif look.reader_pid == stream.backend_pid:
-            self._judge(stream, look.wal_status or "", look.retained_bytes or 0)
+            self._judge(stream, look)
 
-    def _judge(self, stream: Stream, wal_status: str, retained_bytes: int) -> None:
-        """Warns of a slot that holds back much, and gives up one that holds back too much."""
+    def _judge(self, stream: Stream, look: Look) -> None:
+        """Warns of a slot that holds back much, and gives up one that holds back too much.
+
+        But not for a transaction that is open: the next slot could not be made before it ends, and
+        would hold back WAL all the same.
+        """
         name, limit = stream.slot_name, self._settings.max_slot_lag_bytes
+        retained_bytes, wal_status = look.retained_bytes or 0, look.wal_status or ""
+        unread_bytes = max(0, look.at - stream.acknowledged_lsn)
         retained = slots.as_text(retained_bytes)
         if wal_status != self._wal_status:
             self._wal_status = wal_status
@@ -414,16 +425,18 @@ class Following:
             log.log(level, "replication slot %s holds back %s: %s", name, retained, wal_status)
         if not limit:
             return
-        lags = retained_bytes > limit // 2
-        if lags and not self._lags:
+        lags = 2 * retained_bytes // limit
+        if lags > self._lags:  # each time that it is half a limit more
             log.warning(
-                "replication slot %s holds back %s; at %s it is given up",
+                "replication slot %s holds back %s, of which %s have not been delivered; at %s of "
+                "these it is given up. The rest is for open transactions: see pg_stat_activity",
                 name,
                 retained,
+                slots.as_text(unread_bytes),
                 slots.as_text(limit),
             )
         self._lags = lags
-        if retained_bytes > limit:
+        if unread_bytes > limit:
             self._replace = True
             stream.fail(
                 SlotError(

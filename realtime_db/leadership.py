@@ -34,6 +34,19 @@ CONNECT_SECONDS: Final = 3
 # Our own name in the key keeps it apart from locks of others.
 _LOCK: Final = "select pg_try_advisory_lock(hashtextextended('realtime-db leads ' || %s, 0))"
 
+# An advisory lock with one key has the upper half of it as classid and the lower as objid, and 1
+# as objsubid (manual, pg_locks).
+_HOLDER: Final = """
+    select (
+        select l.pid
+        from pg_locks as l
+        where l.locktype = 'advisory' and l.granted and l.objsubid = 1
+            and l.database = (select oid from pg_database where datname = current_database())
+            and l.classid::bigint << 32 | l.objid::bigint
+                = hashtextextended('realtime-db leads ' || %s, 0)
+    )
+"""
+
 # The place is read after the snapshot: what the snapshot shows comes before it. Where a record
 # would begin on a new page, none ends: the source says that it is at the page.
 _LOOK: Final = """
@@ -84,6 +97,16 @@ class Session:
         """Gets the lock of the reader of a slot, unless another session has it."""
         (locked,) = await self._ask(_LOCK, name)
         return bool(locked)
+
+    async def holder(self, name: str) -> int | None:
+        """The process id of the session that has the lock; None if nobody has."""
+        (pid,) = await self._ask(_HOLDER, name)
+        return None if pid is None else int(pid)
+
+    @property
+    def backend_pid(self) -> int:
+        """The process id of this session at the database."""
+        return self._connection.info.backend_pid
 
     async def slot_name(self) -> str:
         """The name of the database's slot, unless another was given."""

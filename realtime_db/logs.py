@@ -18,6 +18,7 @@ _MAX_CAUSES: Final = 100
 
 # `Unauthorized: You do not …`: what the protocol calls an error, wherever it stands in a message.
 _CODE: Final = re.compile(r"(?:^|: )([A-Z][A-Za-z]{5,}): ")
+_OBJECT: Final = re.compile(r"<.*>")
 _HINT: Final = re.compile(r"\n {2}(?! )")
 _LINE_BREAK: Final = re.compile(r"\s*[\r\n]\s*")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -102,8 +103,8 @@ class Complaints:
         self._said.clear()
 
 
-class _PoolFilter(logging.Filter):
-    """Keeps the pool from saying the same for each connection that it cannot open."""
+class PoolFilter(logging.Filter):
+    """Keeps psycopg from saying the same for each connection, and from showing Python's objects."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +113,7 @@ class _PoolFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return True
-        text = self._complaints.due(record.getMessage())
+        text = self._complaints.due(_OBJECT.sub("one of ours", record.getMessage()))
         record.msg, record.args = text, ()
         return text is not None
 
@@ -127,4 +128,5 @@ def configure(*, as_json: bool, level: str = "info") -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if as_json else TextLines())
     logging.basicConfig(handlers=[handler], level=level.upper())
-    logging.getLogger("psycopg.pool").addFilter(_PoolFilter())
+    for name in ("psycopg", "psycopg.pool"):  # filters do not count for loggers below
+        logging.getLogger(name).addFilter(PoolFilter())

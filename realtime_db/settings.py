@@ -115,8 +115,8 @@ class Settings:
         False,
     )
     max_slot_lag_bytes: int = _setting(
-        "WAL held back for the slot; over it the slot is made anew, and what it had not brought "
-        "comes from the table. 0 is no limit.",
+        "WAL that is held back for the slot and was not delivered; over it the slot is made anew, "
+        "and what it had not brought comes from the table. 0 is no limit.",
         MAX_SLOT_LAG_BYTES,
         Range(0, 2**62),
     )

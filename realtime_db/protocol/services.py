@@ -195,7 +195,7 @@ class Services:
         self.presences = Presences()
         self.limits = Limits(wheel, now, log)
         self.restarting = self.standby = self.leading = False
-        self.slot_state = "the WAL is not followed"
+        self.slot_state = "the database is not followed"
         self.recoveries = self.gaps = 0
         self.reader: WalReader | None = None
         self.progress = Progress()

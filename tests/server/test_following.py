@@ -406,18 +406,53 @@ def test_a_slot_that_holds_back_too_much_is_given_up_and_nothing_is_lost(
     server = serve("--max-slot-lag-bytes", str(10 << 20))
     events = follow(topic, to=server)
     send(owner, topic, 1)
-    with psycopg.connect(own_database_url) as long:
-        long.execute("select pg_current_xact_id()")  # the slot needs the WAL from here on
-        for _ in range(3):
-            owner.execute("create table filler as select generate_series(1, 100000)")
-            owner.execute("drop table filler")
-        server.says("is given up, and what it did not bring comes from the table")
+    assert numbers(events, 1) == [1]
+    walsender = the_slot(owner)["active_pid"]
+    os.kill(walsender, signal.SIGSTOP)  # it reads nothing more
+    try:
         send(owner, topic, 2)
+        _write_wal(owner, 3)
+        server.says("is given up, and what it did not bring comes from the table")
+    finally:
+        os.kill(walsender, signal.SIGCONT)
     send(owner, topic, 3)
 
-    assert numbers(events, 3) == [1, 2, 3]
-    assert any(re.search("holds back .*; at 10 MB it is given up", line) for line in server.log)
+    assert numbers(events, 2) == [2, 3]
+    assert any(re.search("holds back .*; at 10 MB of these it is", line) for line in server.log)
     assert metric(server, "realtime_db_wal_retained_bytes") < 10 << 20
+
+
+def test_a_slot_is_not_given_up_for_a_transaction_that_is_open(
+    own_database_url: str,
+    serve: Serve,
+    owner: Connection,
+    follow: Callable[..., Events],
+    topic: str,
+) -> None:
+    """The next one would have to wait for it, too."""
+    server = serve("--max-slot-lag-bytes", str(10 << 20))
+    events = follow(topic, to=server)
+    with psycopg.connect(own_database_url) as long:
+        long.execute("select pg_current_xact_id()")  # the slot needs the WAL from here on
+        for _ in range(4):
+            _write_wal(owner, 1)
+            until(
+                lambda: owner.execute(
+                    "select pg_current_wal_lsn() - confirmed_flush_lsn < 1000000"
+                    " from pg_replication_slots where database = current_database()"
+                ).fetchone()[0]
+            )
+        server.says("holds back .* The rest is for open transactions")
+        send(owner, topic, 1)
+        assert numbers(events, 1) == [1]
+    assert metric(server, "realtime_db_slot_recoveries_total") == 0
+
+
+def _write_wal(owner: Connection, times: int) -> None:
+    """About 7 MB each time."""
+    for _ in range(times):
+        owner.execute("create table filler as select generate_series(1, 100000)")
+        owner.execute("drop table filler")
 
 
 # Leaders
@@ -531,7 +566,7 @@ def test_a_leader_that_was_cut_off_sends_its_clients_to_the_one_that_leads_now(
     events = follow(topic, to=leader)
     network.stall()
     standby.says("this server leads now")
-    leader.says("the WAL is not followed")
+    leader.says("the database is not followed")
     assert leader.request("GET", "/readyz").status == 503
 
     network.heal(forget=True)
@@ -553,7 +588,7 @@ def test_a_server_that_lost_the_database_keeps_its_clients(
     send(owner, topic, 1)
     assert numbers(events, 1) == [1]
     network.refuse()
-    server.says("the WAL is not followed")
+    server.says("the database is not followed")
     send(owner, topic, 2, 3)
     network.heal()
 

@@ -83,7 +83,7 @@ def test_without_the_wal_or_the_database_it_is_not_ready(
     answer = until_readyz(server, lambda it: it["slot"] != "ok" and it["database"] != "ok")
 
     assert answer.status == 503
-    assert answer.json["slot"] == "the WAL is not followed"
+    assert answer.json["slot"] == "the database is not followed"
     assert "not currently accepting connections" in answer.json["database"]
     assert answer.json["partitions"] == "unknown"
     assert server.request("GET", "/healthcheck").status == 200

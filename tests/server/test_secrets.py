@@ -173,7 +173,7 @@ def test_no_secret_is_in_the_log(
     admin.execute(
         "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", [name]
     )
-    server.said("the WAL is not followed")
+    server.said("the database is not followed")
     use(good[0])
     answers = [server.request("GET", path).body.decode() for path in ("/readyz", "/metrics")]
     admin.execute(f"alter database {name} allow_connections true")

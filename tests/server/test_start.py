@@ -204,7 +204,7 @@ def test_a_postgres_that_is_another_one_gets_nothing(
         database_url=make_conninfo(url, sslrootcert=trusted_path),
     )  # fmt: skip
 
-    said = server.said("the WAL is not followed: (.*)")[1]
+    said = server.said("the database is not followed: (.*)")[1]
     assert re.search(cause, said)
     assert "Check --database-url" in said
     server.said(f"maintenance: .*{cause}")

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from realtime_db.errors import RealtimeDbError
-from realtime_db.logs import Complaints, JsonLines, TextLines
+from realtime_db.logs import Complaints, JsonLines, PoolFilter, TextLines
 
 
 def record(message: str, *values: object) -> logging.LogRecord:
@@ -55,8 +55,8 @@ def test_json_keeps_a_traceback_on_its_line() -> None:
 def test_a_hint_stands_on_the_same_line() -> None:
     error = RealtimeDbError("cannot connect to app@db:5432/app: refused", hint="Check the URL.")
 
-    text = TextLines().format(record("the WAL is not followed: %s", error))
-    line = json.loads(JsonLines().format(record("the WAL is not followed: %s", error)))
+    text = TextLines().format(record("the database is not followed: %s", error))
+    line = json.loads(JsonLines().format(record("the database is not followed: %s", error)))
 
     assert text.endswith("cannot connect to app@db:5432/app: refused. Check the URL.")
     assert line["message"].endswith("cannot connect to app@db:5432/app: refused. Check the URL.")
@@ -92,3 +92,16 @@ def test_intervals_do_not_grow_for_ever() -> None:
             said.append(minute)
 
     assert said[-1] - said[-2] == 30
+
+
+def test_what_psycopg_says_is_for_people_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    pool = logging.getLogger("psycopg.pool")
+    configured = PoolFilter()
+    pool.addFilter(configured)
+    try:
+        for address in (1, 2):
+            pool.warning("discarding closed connection: %s", f"<a.<locals>.B [BAD] at {address}>")
+    finally:
+        pool.removeFilter(configured)
+
+    assert caplog.messages == ["discarding closed connection: one of ours"]
