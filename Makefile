@@ -86,6 +86,10 @@ EXTENSION = realtime_db
 DATA = $(wildcard migrations/sql/realtime_db--*.sql)
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
+ifeq ($(wildcard $(PGXS)),)
+$(error $(PG_CONFIG) names no PGXS that is there: install the development files of your PostgreSQL \
+(such as postgresql-server-dev-17), and give PG_CONFIG=/path/to/its/pg_config)
+endif
 include $(PGXS)
 else
 clean:

@@ -5,13 +5,13 @@ Above: `cli`, of which they are a group. Below: `install.triggers`.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shlex
 from typing import Any
 
 import click
 
+from realtime_db import interrupts
 from realtime_db.cli_options import Command, database_url
 
 
@@ -86,12 +86,12 @@ def trigger_add(database_url: str, table: str, replace: bool, **given: Any) -> N
     """Broadcast the changes of a table from now on.
 
     The trigger function is copied into your schema and is yours. Messages are private unless
-    --public is given: `docs/policies.md` says who may read them.
+    --public is given: policies on realtime.messages say who may read them.
     """
     from realtime_db.install import triggers
 
     options = _trigger(table, given)
-    found = asyncio.run(triggers.add(database_url, options, replace=replace))
+    found = interrupts.run(triggers.add(database_url, options, replace=replace))
     click.echo(f"{table} broadcasts to {_topics(found)}")
     if options.private:
         click.echo("Its messages are private: policies on realtime.messages say who gets them.")
@@ -103,7 +103,7 @@ def _topics(found: list[Any]) -> str:
     return " and ".join(f"{one.options.topic} ({one.name})" for one in found)
 
 
-@trigger.command("print")
+@trigger.command("print", short_help="Print the SQL of `trigger add`; change nothing.")
 @database_url
 @_trigger_options
 def trigger_print(database_url: str, table: str, replace: bool, **given: Any) -> None:
@@ -111,7 +111,7 @@ def trigger_print(database_url: str, table: str, replace: bool, **given: Any) ->
     from realtime_db.install import triggers
 
     click.echo(
-        asyncio.run(triggers.print_sql(database_url, _trigger(table, given), replace=replace))
+        interrupts.run(triggers.print_sql(database_url, _trigger(table, given), replace=replace))
     )
 
 
@@ -122,7 +122,7 @@ def trigger_list(database_url: str, as_json: bool) -> None:
     """List the broadcast triggers of all schemas."""
     from realtime_db.install import triggers
 
-    found = asyncio.run(triggers.list_triggers(database_url))
+    found = interrupts.run(triggers.list_triggers(database_url))
     if as_json:
         rows = [
             {
@@ -141,14 +141,15 @@ def trigger_list(database_url: str, as_json: bool) -> None:
         ]
         click.echo(json.dumps(rows))
         return
+    if not found:
+        click.echo("no table of this database has a broadcast trigger")
     for one in found:
-        table = shlex.quote(one.table_text) if one.table_text else "(table is gone)"
         access = "private" if one.options.private else "public"
-        enabled = "" if one.enabled else ", disabled"
+        state = ", table is gone" if one.table is None else "" if one.enabled else ", disabled"
         function = triggers.table_text(one.function_schema, one.function)
         click.echo(
-            f"{table}  {shlex.quote(one.name)}  {one.options.topic}  "
-            f"{','.join(one.options.events)}  {one.options.level}, {access}{enabled}  {function}()"
+            f"{shlex.quote(one.table_text)}  {shlex.quote(one.name)}  {one.options.topic}  "
+            f"{','.join(one.options.events)}  {one.options.level}, {access}{state}  {function}()"
         )
 
 
@@ -161,7 +162,7 @@ def trigger_remove(database_url: str, table: str, name: str) -> None:
     from realtime_db.install import triggers
 
     schema, bare = triggers.parse_table(table)
-    left = asyncio.run(triggers.remove(database_url, schema, bare, name))
+    left = interrupts.run(triggers.remove(database_url, schema, bare, name))
     if left:
         click.echo(f"{table} lost trigger {name}; it still broadcasts to {_topics(left)}")
     else:

@@ -6,7 +6,7 @@ mends it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from realtime_db.database import Connection
@@ -18,7 +18,11 @@ from realtime_db.install.checks import (
     rows,
 )
 from realtime_db.install.inspect import Installation, State
-from realtime_db.install.preflight import LOGICAL_DECODING, LOGICAL_DECODING_ELSEWHERE
+from realtime_db.install.preflight import (
+    LOGICAL_DECODING,
+    LOGICAL_DECODING_ELSEWHERE,
+    WITHOUT_WAL,
+)
 from realtime_db.wal import slots as wal_slots
 
 _THEN_RESTART: Final = ", who then restarts Postgres"
@@ -55,7 +59,7 @@ async def wal_level(connection: Connection) -> list[Check]:
     if effective is not None and level == "replica":
         return [Check("wal_level", Outcome.PASS, f"{level}, raised by the first logical slot")]
     mend = as_administrator(LOGICAL_DECODING, _THEN_RESTART) + f"\n-- {LOGICAL_DECODING_ELSEWHERE}"
-    return [Check("wal_level", Outcome.FAIL, f"{level}, not logical", mend)]
+    return [Check("wal_level", Outcome.WARN, f"{level}, not logical: {WITHOUT_WAL}", mend)]
 
 
 async def free_slots(connection: Connection) -> list[Check]:
@@ -101,7 +105,12 @@ async def rights(connection: Connection) -> list[Check]:
     return [
         Check("right to replicate", Outcome.PASS, f"{role} has it")
         if replicates
-        else Check("right to replicate", Outcome.FAIL, f"{role} lacks it", as_administrator(grant)),
+        else Check(
+            "right to replicate",
+            Outcome.WARN,
+            f"{role} lacks it: {WITHOUT_WAL}",
+            as_administrator(grant),
+        ),
         Check("right to create", Outcome.PASS, f"{role} has it")
         if create
         else Check(
@@ -168,15 +177,15 @@ async def slots(connection: Connection) -> list[Check]:
     return found
 
 
-SERVER: Final[tuple[Callable[[Connection], Finding], ...]] = (
-    primary,
-    wal_level,
-    free_slots,
-    rights,
-    server_settings,
-    slots,
-)
-"""What can be looked at before anything is installed."""
+SERVER: Final[Mapping[str, Callable[[Connection], Finding]]] = {
+    "server": primary,
+    "wal_level": wal_level,
+    "max_replication_slots": free_slots,
+    "right to replicate": rights,
+    "synchronous_commit": server_settings,
+    "slots": slots,
+}
+"""What can be looked at before anything is installed, by the name of the first check."""
 
 NEEDED_BY_PROBE: Final = frozenset(
     {
@@ -185,7 +194,8 @@ NEEDED_BY_PROBE: Final = frozenset(
         "max_replication_slots",
         "max_wal_senders",
         "right to replicate",
+        "owner",
         "publication",
     }
 )
-"""Without these, the probe could only say again what they say better."""
+"""Unless these pass, the probe could only say again what they say better."""

@@ -56,6 +56,11 @@ def as_administrator(statement: str, then: str = "") -> str:
     return f"-- As an administrator{then}:\n{statement}"
 
 
+def counted(count: int, what: str) -> str:
+    """`1 message`, `2 messages`."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def table_name(table: str) -> str:
     """`realtime.table`, quoted."""
     return sql.Identifier("realtime", table).as_string()

@@ -22,7 +22,7 @@ import psycopg
 from realtime_db.database import Connection, connect, describe
 from realtime_db.errors import RealtimeDbError
 from realtime_db.install import check_objects, check_server, inspect
-from realtime_db.install.checks import Check, Finding, Outcome, identifier
+from realtime_db.install.checks import Check, Finding, Outcome, counted, identifier
 from realtime_db.wal.stream import open_stream
 
 PROBE_SECONDS = 30.0
@@ -60,7 +60,7 @@ class Report:
                 lines += [f"      {line}" for line in check.mend.splitlines()]
         failures = sum(check.outcome is Outcome.FAIL for check in self.checks)
         warnings = sum(check.outcome is Outcome.WARN for check in self.checks)
-        lines.append(f"{self.database}: {failures} failed, {warnings} warnings")
+        lines.append(f"{self.database}: {failures} failed, {counted(warnings, 'warning')}")
         return "\n".join(lines)
 
     def as_json(self) -> str:
@@ -88,11 +88,11 @@ async def examine(database_url: str, *, probe: bool = True) -> Report:
     async with connect(database_url) as connection:
         found = await inspect.look(connection)
         results = [check_server.installed(found)]
-        for check in check_server.SERVER:
-            results += await _guarded(check.__name__, check(connection), found)
+        for name, check in check_server.SERVER.items():
+            results += await _guarded(name, check(connection), found)
         if found.messages_owner is not None:
-            for look in check_objects.OBJECTS:
-                results += await _guarded(look.__name__, look(connection, found), found)
+            for name, look in check_objects.OBJECTS.items():
+                results += await _guarded(name, look(connection, found), found)
             if probe:
                 results.append(await _probe(database_url, connection, results))
     return Report(describe(database_url), found.release, tuple(results))
@@ -104,7 +104,7 @@ async def _guarded(name: str, check: Finding, found: inspect.Installation) -> li
         return await check
     except psycopg.errors.InsufficientPrivilege as error:
         owner = identifier(found.messages_owner)
-        mend = f"-- Run this as {owner}, or as a member of that role."
+        mend = f"-- Run this as {owner}."
         detail = f"could not be checked: {error.diag.message_primary}"
         return [Check(name, Outcome.FAIL, detail, mend)]
     except psycopg.Error as error:
@@ -117,10 +117,10 @@ async def _probe(database_url: str, connection: Connection, results: list[Check]
     broken = [
         check.name
         for check in results
-        if check.name in check_server.NEEDED_BY_PROBE and check.outcome is Outcome.FAIL
+        if check.name in check_server.NEEDED_BY_PROBE and check.outcome is not Outcome.PASS
     ]
     if broken:
-        return Check("live probe", Outcome.SKIP, f"needs what failed above: {', '.join(broken)}")
+        return Check("live probe", Outcome.SKIP, f"needs: {', '.join(broken)}")
     topic = f"realtime-db:doctor:{secrets.token_hex(8)}"
     try:
         async with asyncio.timeout(PROBE_SECONDS):

@@ -15,13 +15,15 @@ For the command line:
 Two locks, both with a bounded wait. The advisory one, on a connection of its own, lets one
 `migrate` run at a time; it is polled, for a backend that waits for a lock holds a snapshot, and
 `create index concurrently` waits for snapshots. `lock_timeout` bounds the wait for table locks,
-for whoever queues behind us waits as well; the whole transaction is then tried again.
+for whoever queues behind us waits as well; the whole transaction is then tried again. Either wait
+is told in the log, once, which without a log is stderr.
 """
 
 from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -42,9 +44,13 @@ from realtime_db.install import freezing, inspect, preflight, releases
 # "realtime" in ASCII. Advisory locks are per database.
 LOCK_KEY: Final = int.from_bytes(b"realtime")
 
+_NOTICE_SECONDS: Final = 1.0
 _POLL_SECONDS: Final = 0.1
 _RETRY_SECONDS: Final = (0.1, 2.0)
 _SETUP: Final = "select realtime.setup();"
+_WAL_LEVEL_STATE: Final = "55000"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,23 +282,42 @@ def _known(release: str) -> str:
 async def exclusively(database_url: str, limits: Limits) -> AsyncIterator[Connection]:
     """A connection that holds the advisory lock."""
     async with connect(database_url) as connection:
-        deadline = asyncio.get_running_loop().time() + limits.wait_seconds
+        wait = _Wait(limits)
         while not await _one(connection, "select pg_try_advisory_lock(%s)", LOCK_KEY):
-            if asyncio.get_running_loop().time() >= deadline:
-                holder = await _one(
-                    connection,
-                    "select max(pid) from pg_locks where locktype = 'advisory' and granted "
-                    "and (classid::bigint << 32) | objid::bigint = %s",
-                    LOCK_KEY,
-                )
+            holder = await _one(
+                connection,
+                "select max(pid) from pg_locks where locktype = 'advisory' and granted "
+                "and (classid::bigint << 32) | objid::bigint = %s",
+                LOCK_KEY,
+            )
+            if wait.is_over():
                 raise Busy(
                     f"another realtime-db has been migrating for {limits.wait_seconds:g} s "
                     f"(process {holder})",
                     hint=f"Wait for it, or: select pg_terminate_backend({holder});",
                 )
+            wait.tell(f"another realtime-db that is migrating (process {holder})")
             await asyncio.sleep(_POLL_SECONDS)
         # Closing the connection lets go of the lock.
         yield connection
+
+
+class _Wait:
+    """How long we wait, and a word about it when somebody might wonder."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._time = asyncio.get_running_loop().time
+        self._started = self._time()
+        self._told = False
+
+    def is_over(self, after_seconds: float = 0.0) -> bool:
+        return self._time() + after_seconds >= self._started + self._limits.wait_seconds
+
+    def tell(self, what: str) -> None:
+        if not self._told and self._time() >= self._started + _NOTICE_SECONDS:
+            self._told = True
+            _log.warning("waiting up to %g s for %s", self._limits.wait_seconds, what)
 
 
 async def _one(connection: Connection, query: str, *parameters: Any) -> Any:
@@ -314,8 +339,7 @@ async def _run(
     Returns:
         The warnings that the server gave.
     """
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + limits.wait_seconds
+    wait = _Wait(limits)
     pause, longest = _RETRY_SECONDS
     while True:
         try:
@@ -323,12 +347,17 @@ async def _run(
                 _transaction, database_url, move, limits.lock_timeout_ms, dry_run=dry_run
             )
         except (errors.LockNotAvailable, errors.DeadlockDetected) as error:
-            if loop.time() + pause > deadline:
+            holders = await _who_locks(connection)
+            if wait.is_over(pause):
                 raise Busy(
                     f"tables of realtime-db stayed locked for {limits.wait_seconds:g} s: "
                     f"{_first_line(error)}",
-                    hint=await _who_locks(connection),
+                    hint=f"Locks are held by process {holders}: see pg_stat_activity, and run "
+                    "this again."
+                    if holders
+                    else "Run it again.",
                 ) from error
+            wait.tell(f"tables of realtime-db that are locked (process {holders or 'unknown'})")
         except errors.InsufficientPrivilege as error:
             raise MissingRight(
                 f"the database refused: {_first_line(error)}",
@@ -354,11 +383,15 @@ def _transaction(
     database_url: str, move: Callable[[Config], None], lock_timeout_ms: int, *, dry_run: bool
 ) -> list[str]:
     """One attempt; blocking, for alembic is."""
-    # Each release runs setup() and says it again; the newest has the best hint.
+    # Each release runs setup() and says it again; the newest has the best hint. What Postgres says
+    # of wal_level when a publication is made, `preflight` says better.
     warnings: dict[str | None, str] = {}
 
     def heard(diagnostic: errors.Diagnostic) -> None:
-        if diagnostic.severity_nonlocalized == "WARNING":
+        if (
+            diagnostic.severity_nonlocalized == "WARNING"
+            and diagnostic.sqlstate != _WAL_LEVEL_STATE
+        ):
             parts = (diagnostic.message_primary, diagnostic.message_hint)
             warnings[parts[0]] = ". ".join(part for part in parts if part)
 
@@ -400,8 +433,8 @@ def _driver(connection: sqlalchemy.Connection) -> psycopg.Connection[Any]:
     return driver
 
 
-async def _who_locks(connection: Connection) -> str:
-    holders = await _one(
+async def _who_locks(connection: Connection) -> str | None:
+    holders: str | None = await _one(
         connection,
         """
         select string_agg(distinct pid::text, ', ') from pg_locks
@@ -412,9 +445,7 @@ async def _who_locks(connection: Connection) -> str:
         )
         """,
     )
-    if holders is None:
-        return "Run it again."
-    return f"Locks are held by process {holders}: see pg_stat_activity, and run this again."
+    return holders
 
 
 def _first_line(error: psycopg.Error) -> str:

@@ -19,6 +19,7 @@ from realtime_db.errors import (
 )
 from realtime_db.install.inspect import Installation, Manager, State
 
+WITHOUT_WAL: Final = "`serve` polls the table instead of reading the WAL, and `tail` cannot follow"
 LOGICAL_DECODING: Final = "alter system set wal_level = 'logical';"
 LOGICAL_DECODING_ELSEWHERE: Final = (
     "On RDS and Aurora: rds.logical_replication = 1 in the parameter group. On Cloud SQL: the flag "
@@ -42,7 +43,8 @@ _FACTS: Final = """
         ), true),
         coalesce((
             select pg_has_role(oid, 'usage') from pg_roles where rolname = %(messages_owner)s
-        ), true)
+        ), true),
+        coalesce((select rolsuper from pg_roles where rolname = %(messages_owner)s), false)
 """
 
 
@@ -66,7 +68,7 @@ async def check(connection: Connection, found: Installation) -> list[str]:
     row = await cursor.fetchone()
     assert row is not None, "a select without from has a row"
     standby, read_only, wal_level, wal_level_rises, role, database, *rights = row
-    may_create, published, may_use_schema, is_owner = rights
+    may_create, published, may_use_schema, is_owner, superuser_owns = rights
     if standby:
         raise InstallError(
             "this server is a standby, which cannot be written to",
@@ -81,7 +83,9 @@ async def check(connection: Connection, found: Installation) -> list[str]:
         owner = _identifier(found.messages_owner)
         raise MissingRight(
             f"realtime-db in this database is owned by {owner}, and {role} is not a member of it",
-            hint=f"Connect as {owner}, or as an administrator: grant {owner} to {role};",
+            hint=f"Connect as {owner}."
+            if superuser_owns
+            else f"Connect as {owner}, or as an administrator: grant {owner} to {role};",
         )
     if not may_create and not (published and found.schema_owner):
         raise MissingRight(
@@ -97,9 +101,8 @@ async def check(connection: Connection, found: Installation) -> list[str]:
     warnings = []
     if wal_level != "logical" and not wal_level_rises:
         warnings.append(
-            f"wal_level is {wal_level}: messages are stored, but nobody can follow them. "
-            f"As an administrator: {LOGICAL_DECODING} then restart Postgres. "
-            + LOGICAL_DECODING_ELSEWHERE
+            f"wal_level is {wal_level}: {WITHOUT_WAL}. As an administrator: {LOGICAL_DECODING} "
+            f"then restart Postgres. {LOGICAL_DECODING_ELSEWHERE}"
         )
     return warnings
 

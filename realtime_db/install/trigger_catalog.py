@@ -162,17 +162,17 @@ class BroadcastTrigger:
         return self.options.name
 
     @property
-    def table_text(self) -> str | None:
-        """Its table, as the command line takes it; None if that is gone."""
+    def table_text(self) -> str:
+        """Its table, as the command line takes it; the one it was made for, if that is gone."""
         if self.table_schema is None or self.table is None:
-            return None
+            return table_text(self.options.table_schema, self.options.table)
         return table_text(self.table_schema, self.table)
 
     @property
     def removal(self) -> str:
         """The command that removes it."""
         name = "" if self.name == DEFAULT_NAME else f" --name {shlex.quote(self.name)}"
-        return f"realtime-db trigger remove {shlex.quote(self.table_text or '')}{name}"
+        return f"realtime-db trigger remove {shlex.quote(self.table_text)}{name}"
 
 
 def facts_query(options: TriggerOptions) -> str:
@@ -220,6 +220,15 @@ def find(
     """The trigger of that name on that table."""
     wanted = (table_schema, table, name)
     return next((t for t in triggers if (t.table_schema, t.table, t.name) == wanted), None)
+
+
+def find_left_over(
+    triggers: Iterable[BroadcastTrigger], table_schema: str, table: str, name: str
+) -> BroadcastTrigger | None:
+    """What is left of the trigger of that name when its table was dropped: a function."""
+    wanted = (table_schema, table, name)
+    made_for = ((t, (t.options.table_schema, t.options.table, t.name)) for t in triggers)
+    return next((t for t, was in made_for if t.table is None and was == wanted), None)
 
 
 def drop_statements(trigger: BroadcastTrigger) -> list[str]:

@@ -217,7 +217,8 @@ def parse_table(text: str, default_schema: str = "public") -> tuple[str, str]:
     if not found:
         raise TriggerError(
             f"{text!r} is not the name of a table",
-            hint='Write schema.table, with double quotes where SQL needs them: public."My Table".',
+            hint="Write schema.table, with double quotes where SQL needs them; in a shell, single "
+            """ones around it all: 'public."My Table"'.""",
         )
     schema, name = (
         part and (part[1:-1].replace('""', '"') if part.startswith('"') else part.lower())

@@ -86,20 +86,24 @@ async def remove(
     *,
     lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
 ) -> list[BroadcastTrigger]:
-    """Drops a broadcast trigger and its function.
+    """Drops a broadcast trigger and its function; or the function, if the table is gone.
 
     Returns:
         The broadcast triggers that the table has left.
 
     Raises:
-        TriggerError: there is none of that name on that table.
+        TriggerError: there is none of that name on that table, or no such table.
         MissingRight: the table or the function belongs to somebody else.
         Busy: the table was in use for too long.
     """
     async with _transaction(database_url, table, lock_timeout_seconds) as connection:
         triggers = await _list(connection)
-        existing = catalog.find(triggers, table_schema, table, name)
+        wanted = (table_schema, table, name)
+        existing = catalog.find(triggers, *wanted) or catalog.find_left_over(triggers, *wanted)
         if existing is None:
+            options = TriggerOptions(table, "-", table_schema=table_schema, name=name)
+            facts = await _text(connection, catalog.facts_query(options))
+            catalog.read_table(options, facts)  # that the table is missing is the better answer
             others = ", ".join(f"{t.name} on {t.table_text}" for t in triggers if t.table)
             raise TriggerError(
                 f"{table_text(table_schema, table)} has no broadcast trigger {name}",

@@ -6,13 +6,14 @@ Above: the command line. Below: the catalogs, `releases` for the names of what i
 For the command line:
 
     await look(database_url) -> Removal            # `uninstall --dry-run`; changes nothing
-    Removal.objects, .dependants, .trigger_commands, .as_text()
+    Removal.objects, .dependants, .as_text()
     await uninstall(database_url, *, cascade=False, limits=None) -> str     # what was done
 
 Three kinds of dependants. Policies and triggers on `realtime.messages` go with the table. Views,
 foreign keys and the like keep it from being dropped, unless `cascade` drops them as well. Function
-bodies are text to Postgres: a trigger function that calls `realtime.send` stays, and every write to
-its table fails from then on; so these are looked for and listed, and never dropped.
+bodies are text to Postgres: it would let a trigger function stay that calls `realtime.send`, and
+every write to its table would fail from then on. So these are looked for, and keep it from being
+dropped, too. `cascade` drops those that `trigger add` made, and never one that a hand wrote.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from realtime_db.errors import (
     RealtimeDbError,
 )
 from realtime_db.install import inspect, migrate, releases, trigger_catalog
+from realtime_db.install.checks import counted
 from realtime_db.wal import slots as wal_slots
 
 PUBLICATION: Final = "realtime_messages"
@@ -137,21 +139,38 @@ _DEPENDANTS: Final = "".join(
     from direct as d inner join pg_trigger as t
         on d.classid = 'pg_trigger'::regclass and d.objid = t.oid
     where t.tgrelid in (select oid from tables) and not t.tgisinternal
-    union
-    select pg_describe_object('pg_proc'::regclass, p.oid, 0) || coalesce((
-        select ', called by ' || string_agg(
-            pg_describe_object('pg_trigger'::regclass, t.oid, 0), ', ' order by t.oid
-        )
-        from pg_trigger as t
-        where t.tgfoid = p.oid and not t.tgisinternal and t.tgparentid = 0
-    ), ''), 'breaks'
-    from pg_proc as p inner join pg_namespace as n on p.pronamespace = n.oid
+    order by 2, 1
+    """,
+    )
+)
+
+# Functions whose text names ours, each with the triggers that call it and how these are dropped.
+_CALLERS: Final = "".join(
+    (
+        _OURS,
+        r"""
+    select
+        n.nspname || '.' || p.proname || '/' || p.pronargs,
+        pg_describe_object('pg_proc'::regclass, p.oid, 0),
+        string_agg(pg_describe_object('pg_trigger'::regclass, t.oid, 0), ', ' order by t.oid),
+        string_agg(
+            format('drop trigger %%I on %%I.%%I;', t.tgname, s.nspname, c.relname),
+            ' ' order by t.oid
+        ) filter (where t.oid is not null)
+    from pg_proc as p
+    inner join pg_namespace as n on p.pronamespace = n.oid
+    left join pg_trigger as t
+        on t.tgfoid = p.oid and not t.tgisinternal and t.tgparentid = 0
+        and t.tgrelid not in (select oid from tables)
+    left join pg_class as c on t.tgrelid = c.oid
+    left join pg_namespace as s on c.relnamespace = s.oid
     where p.prosrc ~ ('\mrealtime\.(' || array_to_string(
             %(functions)s::text[] || %(relations)s::text[], '|'
         ) || ')\M')
         and p.oid not in (select oid from functions)
         and n.nspname not in ('pg_catalog', 'information_schema')
-    order by 2, 1
+    group by p.oid, p.proname, p.pronargs, n.nspname
+    order by 2
     """,
     )
 )
@@ -168,6 +187,7 @@ class Effect(StrEnum):
 
     GOES = "goes with the table"
     BLOCKS = "keeps realtime-db from being removed; dropped as well with --cascade"
+    FAILS = "keeps realtime-db from being removed; stays with --cascade, and writes then fail"
     BREAKS = "stays, and fails when it is run"
 
 
@@ -178,10 +198,12 @@ class Dependant:
     Attributes:
         description: as Postgres describes it, such as `view public.recent`.
         effect: what becomes of it.
+        removal: what removes it, if Postgres would not do so itself.
     """
 
     description: str
     effect: Effect
+    removal: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +214,7 @@ class Removal:
         release: what is installed; None for remains of a dropped extension.
         objects: what would be dropped, as `drop …` takes it.
         dependants: what of the user's depends on it.
-        trigger_commands: what removes the broadcast triggers.
+        trigger_drops: statements that drop the broadcast triggers.
         message_count: how many messages would be lost.
         slots: idle replication slots, perhaps of realtime-db; they stay.
         own_slots: those of servers, which go, too.
@@ -201,7 +223,7 @@ class Removal:
     release: str | None
     objects: tuple[str, ...]
     dependants: tuple[Dependant, ...]
-    trigger_commands: tuple[str, ...]
+    trigger_drops: tuple[str, ...]
     message_count: int
     slots: tuple[str, ...]
     own_slots: tuple[wal_slots.SlotState, ...]
@@ -210,37 +232,35 @@ class Removal:
         """For people."""
         lines = [f"realtime-db {self.release or '(remains)'} would be removed:"]
         lines += [f"  {name}" for name in self.objects]
+        lines += [f"  replication slot {slot.name}" for slot in self.own_slots if not slot.active]
+        lines.append(f"and with it {counted(self.message_count, 'stored message')}.")
         lines += [
-            f"  replication slot {slot.name}"
-            + (", which a server reads: stop it first" * slot.active)
+            f"First stop the server that reads replication slot {slot.name}, which goes, too."
             for slot in self.own_slots
+            if slot.active
         ]
-        lines.append(f"and with it {self.message_count} stored messages.")
         for effect in Effect:
-            found = [item.description for item in self.dependants if item.effect is effect]
+            found = [item for item in self.dependants if item.effect is effect]
             if found:
-                lines += [f"Depends on it and {effect.value}:", *(f"  {name}" for name in found)]
+                lines.append(f"Depends on it and {effect.value}:")
+            for item in found:
+                lines.append(f"  {item.description}")
+                lines += [f"    {item.removal}"] if item.removal else []
         if not self.dependants:
             lines.append("Nothing else depends on it.")
-        if self.trigger_commands:
-            lines += [
-                "Remove the broadcast triggers first, or every write to their tables will fail:",
-                *(f"  {command}" for command in self.trigger_commands),
-            ]
         lines += _slots_left(self.slots)
         return "\n".join(lines)
 
     def as_done(self) -> list[str]:
         """After it was removed: what that left behind."""
         lines = []
-        broken = [item.description for item in self.dependants if item.effect is Effect.BREAKS]
+        broken = [
+            item.description
+            for item in self.dependants
+            if item.effect in (Effect.FAILS, Effect.BREAKS)
+        ]
         if broken:
             lines += ["Fails from now on:", *(f"  {name}" for name in broken)]
-        if self.trigger_commands:
-            lines += [
-                "Remove the broadcast triggers, for every write to their tables fails:",
-                *(f"  {command}" for command in self.trigger_commands),
-            ]
         return lines + _slots_left(self.slots)
 
 
@@ -263,7 +283,8 @@ async def uninstall(
 
     Args:
         database_url: as the owner.
-        cascade: also drop what keeps it from being dropped, such as views and foreign keys.
+        cascade: also drop what keeps it from being dropped: views, foreign keys, broadcast
+            triggers. Trigger functions of the user's that call ours stay, and fail.
         limits: how long to wait for others.
 
     Returns:
@@ -278,12 +299,8 @@ async def uninstall(
     limits = limits or migrate.Limits()
     async with migrate.exclusively(database_url, limits) as connection:
         removal = await _look(connection)
-        blocking = [item for item in removal.dependants if item.effect is Effect.BLOCKS]
-        if blocking and not cascade:
-            raise InstallError(
-                "realtime-db is in use by " + ", ".join(item.description for item in blocking),
-                hint="Drop these first, or: realtime-db uninstall --cascade",
-            )
+        if not cascade:
+            _refuse_in_use(removal)
         if active := [slot.name for slot in removal.own_slots if slot.active]:
             raise InstallError(
                 f"a server reads replication slot {', '.join(active)}",
@@ -293,6 +310,8 @@ async def uninstall(
         try:
             async with connection.transaction():
                 await _execute(connection, f"set local lock_timeout = {limits.lock_timeout_ms}")
+                for statement in removal.trigger_drops if cascade else ():
+                    await _execute(connection, statement)
                 for name in removal.objects:
                     await _execute(connection, f"drop {name}{how}")
                 left = await _objects_left(connection)
@@ -306,7 +325,7 @@ async def uninstall(
         except errors.InsufficientPrivilege as error:
             raise MissingRight(
                 f"the database refused: {error.diag.message_primary}",
-                hint="Connect as the owner of that object, or make this role a member of it.",
+                hint="Connect as the owner of that object.",
             ) from error
         except errors.DependentObjectsStillExist as error:
             raise InstallError(
@@ -316,10 +335,23 @@ async def uninstall(
         # No transaction holds a slot back from being dropped, so these go last.
         notes = [note for slot in removal.own_slots if (note := await _drop(connection, slot.name))]
     release = f"realtime-db {removal.release}" if removal.release else "realtime-db"
-    done = f"{release} was removed, with {removal.message_count} stored messages"
+    done = f"{release} was removed, with {counted(removal.message_count, 'stored message')}"
     if left:
         done += "; the schema realtime stays, for it holds other objects"
     return "\n".join([done, *notes, *removal.as_done()])
+
+
+def _refuse_in_use(removal: Removal) -> None:
+    blocking = [item for item in removal.dependants if item.effect in (Effect.BLOCKS, Effect.FAILS)]
+    if not blocking:
+        return
+    hint = ["Drop these first, or: realtime-db uninstall --cascade"]
+    if any(item.effect is Effect.FAILS for item in blocking):
+        hint[0] += ", which leaves functions of yours, and writes that call them fail"
+    raise InstallError(
+        "realtime-db is in use by " + ", ".join(item.description for item in blocking),
+        hint="\n  ".join(hint + [item.removal for item in blocking if item.removal]),
+    )
 
 
 async def _drop(connection: Connection, slot: str) -> str | None:
@@ -360,24 +392,54 @@ async def _survey(connection: Connection, found: inspect.Installation) -> Remova
     objects = sorted(await cursor.fetchall(), key=lambda row: (order[row[0]], row[1]))
     # The sequence is owned by a column, and so goes with the table.
     dropped = tuple(f"{kind} {name}" for kind, name in objects if kind != "sequence")
-    cursor = await connection.execute(_DEPENDANTS.encode(), names)
-    dependants = tuple(
-        Dependant(description, Effect[effect.upper()])
-        for description, effect in await cursor.fetchall()
-    )
+    cursor = await connection.execute(trigger_catalog.list_query().encode())
+    [(text,)] = await cursor.fetchall()
+    triggers = [one for one in trigger_catalog.read_list(text) if one.table is not None]
+    drops = [drop for one in triggers for drop in trigger_catalog.drop_statements(one)]
+    drops.sort(key=lambda drop: drop.startswith("drop function"))  # several tables may share one
     count = 0
     if found.messages_owner:
         cursor = await connection.execute("select count(*) from realtime.messages")
         row = await cursor.fetchone()
         count = row[0] if row else 0
-    cursor = await connection.execute(trigger_catalog.list_query().encode())
-    [(text,)] = await cursor.fetchall()
-    found_triggers = trigger_catalog.read_list(text)
     cursor = await connection.execute(_SLOTS, {"prefix": wal_slots.PREFIX})
     slots = tuple(name for (name,) in await cursor.fetchall())
-    commands = tuple(one.removal for one in found_triggers if one.table is not None)
-    own_slots = tuple(await wal_slots.look(connection))
-    return Removal(found.release, dropped, dependants, commands, count, slots, own_slots)
+    return Removal(
+        release=found.release,
+        objects=dropped,
+        dependants=tuple(await _dependants(connection, names, triggers)),
+        trigger_drops=tuple(drops),
+        message_count=count,
+        slots=slots,
+        own_slots=tuple(await wal_slots.look(connection)),
+    )
+
+
+async def _dependants(
+    connection: Connection,
+    names: dict[str, Any],
+    triggers: list[trigger_catalog.BroadcastTrigger],
+) -> list[Dependant]:
+    cursor = await connection.execute(_DEPENDANTS.encode(), names)
+    found = [
+        Dependant(description, Effect[effect.upper()])
+        for description, effect in await cursor.fetchall()
+    ]
+    found += [
+        Dependant(f"broadcast trigger {one.name} on {one.table_text}", Effect.BLOCKS, one.removal)
+        for one in triggers
+    ]
+    ours = {f"{one.function_schema}.{one.function}/0" for one in triggers}
+    cursor = await connection.execute(_CALLERS.encode(), names)
+    for function, description, called_by, drops in await cursor.fetchall():
+        if function in ours:
+            continue
+        if called_by:
+            called = f"{description}, called by {called_by}"
+            found.append(Dependant(called, Effect.FAILS, drops))
+        else:
+            found.append(Dependant(description, Effect.BREAKS))
+    return found
 
 
 def _refuse(found: inspect.Installation) -> None:

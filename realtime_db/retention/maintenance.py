@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,6 +141,14 @@ class Report:
             )
         return "\n".join(lines)
 
+    def as_log(self) -> str:
+        """The same lines, each with the time as the server's log has it."""
+        timed = logging.Formatter("%(asctime)s %(message)s")
+        return "\n".join(
+            timed.format(logging.makeLogRecord({"msg": line}))
+            for line in self.as_text().splitlines()
+        )
+
 
 async def run_once(
     database_url: str,
@@ -227,8 +236,9 @@ async def check_owner(connection: Connection) -> None:
     # By name in the catalogs: `to_regclass` needs a right on the schema.
     cursor = await connection.execute(
         """
-        select pg_get_userbyid(c.relowner), current_user, pg_has_role(c.relowner, 'usage')
+        select r.rolname, current_user, pg_has_role(r.oid, 'usage'), r.rolsuper
         from pg_class as c inner join pg_namespace as n on c.relnamespace = n.oid
+        inner join pg_roles as r on c.relowner = r.oid
         where n.nspname = 'realtime' and c.relname = 'messages' and exists (
             select from pg_proc as p where p.pronamespace = n.oid and p.proname = 'maintain'
         )
@@ -241,11 +251,13 @@ async def check_owner(connection: Connection) -> None:
             f"database {connection.info.dbname} has no realtime-db, or an older release of it",
             hint="Run `realtime-db migrate`.",
         )
-    owner, role, owns = row
+    owner, role, owns, superuser_owns = row
     if not owns:
+        grant = f", or: grant {_quoted(owner)} to {_quoted(role)};"
         raise MissingRight(
             f"role {role} does not own realtime.messages; {owner} does",
-            hint=f"Connect as {owner}, or: grant {_quoted(owner)} to {_quoted(role)};",
+            # Nobody should become a superuser for this.
+            hint=f"Connect as {owner}{'.' if superuser_owns else grant}",
         )
 
 

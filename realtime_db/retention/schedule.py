@@ -16,6 +16,7 @@ from typing import Final, LiteralString
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 from realtime_db.database import connect, conninfo
 from realtime_db.errors import MaintenanceError, MissingRight
@@ -46,6 +47,28 @@ def pg_cron(*, schedule: str = HOURLY, database: str | None = None) -> str:
             name, when, command, sql.Literal(database)
         )
     return statement.as_string() + "\n"
+
+
+def pg_cron_elsewhere(database_url: str, cron_database: str) -> str:
+    """The same for a pg_cron that may be in another database, with where to run it.
+
+    Args:
+        database_url: of the owner of `realtime.messages`; it is not connected to.
+        cron_database: the database that pg_cron is in.
+
+    Raises:
+        ConnectionFailed: the URL cannot be read.
+        MaintenanceError: the URL names no database.
+    """
+    database = conninfo_to_dict(conninfo(database_url)).get("dbname")
+    if not database:
+        raise MaintenanceError(
+            "the database URL names no database",
+            hint="It has to be that of realtime-db: postgresql://user@host/database",
+        )
+    here = str(database) == cron_database
+    statement = pg_cron(database=None if here else str(database))
+    return f"-- In database {cron_database}, as the owner of realtime.messages:\n{statement}"
 
 
 def systemd(

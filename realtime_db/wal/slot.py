@@ -24,6 +24,7 @@ from realtime_db.database import (
 from realtime_db.database import connect as connect_ordinary
 from realtime_db.errors import (
     ConnectionFailed,
+    ForeignSchema,
     MissingRight,
     NotInstalled,
     RealtimeDbError,
@@ -146,21 +147,31 @@ async def check_publication(connection: Connection, publication: str) -> None:
         sql.SQL(
             "select (select count(*) from pg_catalog.pg_publication where pubname = {}),"
             # The catalogs, because a cast to regclass needs rights on the schema.
-            " (select count(*) from pg_catalog.pg_class as c"
+            " count(*) filter (where c.relname = 'messages' and exists ("
+            "  select from pg_catalog.pg_attribute as a"
+            "  where a.attrelid = c.oid and a.attname = 'transaction_id')),"
+            " count(*) filter (where c.relname = 'realtime_db_release'),"
+            " count(*), pg_catalog.current_database()"
+            " from pg_catalog.pg_class as c"
             " join pg_catalog.pg_namespace as n on n.oid = c.relnamespace"
-            " where (n.nspname, c.relname) = ('realtime', 'messages')),"
-            " pg_catalog.current_database()"
+            " where n.nspname = 'realtime'"
         ).format(publication)
     )
-    publications, tables, database = await cursor.fetchone() or (0, 0, "")
-    if int(publications):
+    row = await cursor.fetchone()
+    assert row is not None, "an aggregate has a row"
+    *counts, database = row
+    publications, messages, releases, relations = map(int, counts)
+    if publications:
         return
-    if int(tables):
+    if messages:
         raise NotInstalled(
             f"database {database} has no publication {publication}",
-            hint=f"Run: realtime-db migrate, or: create publication {publication}"
-            " for table realtime.messages"
-            " with (publish = 'insert', publish_via_partition_root = true);",
+            hint="Run, as the owner: select realtime.setup();",
+        )
+    if relations and not releases:
+        raise ForeignSchema(
+            f"the schema realtime of database {database} is not of realtime-db",
+            hint="Use another database. `realtime-db status` says more.",
         )
     raise NotInstalled(
         f"realtime-db is not installed in database {database}", hint="Run: realtime-db migrate"

@@ -113,6 +113,7 @@ async def open_stream(
         MissingRight: the role must not replicate; the hint is the grant.
         WalLevelTooLow: logical decoding is off.
         NotInstalled: there is no such publication.
+        ForeignSchema: a schema `realtime` that is not ours.
         SlotError: the slot is in use, lost, or one too many.
         UnsupportedVersion: the server is older than 14.
     """

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 
 import psycopg
@@ -88,6 +93,43 @@ def test_the_list_in_json_has_schema_and_table_as_they_are(
 
 
 @pytest.mark.usefixtures("todos")
+def test_what_is_left_of_a_dropped_table_can_be_listed_and_removed(
+    run: Run, todos: psycopg.Connection
+) -> None:
+    run("trigger", "add", "todos", "--topic", "todo:{id}")
+    todos.execute("drop table todos")
+
+    listed = run("trigger", "list").output
+    removed = run("trigger", "remove", listed.split()[0])
+
+    assert listed.startswith("public.todos  realtime_broadcast  todo:{id}  ")
+    assert "table is gone" in listed
+    assert removed.exit_code == 0, removed.output
+    assert run("trigger", "list").output == "no table of this database has a broadcast trigger\n"
+    assert run("trigger", "list", "--json").output == "[]\n"
+
+
+@pytest.mark.usefixtures("todos")
+def test_removing_from_a_table_that_is_not_there_says_that(run: Run) -> None:
+    result = run("trigger", "remove", "app.Todos")
+
+    assert result.exit_code == 1
+    assert result.output.splitlines() == [
+        "error: there is no table app.todos",
+        "  Did you mean public.todos?",
+    ]
+
+
+def test_a_name_whose_quotes_the_shell_took_is_shown_with_quotes_for_a_shell(run: Run) -> None:
+    refused = run("trigger", "remove", *shlex.split('"My Table"'))
+    [shown] = re.findall(r"'.*?\"'", refused.output.partition("\n")[2])
+
+    again = run("trigger", "remove", *shlex.split(shown))
+
+    assert again.output.startswith("error: there is no table public.My Table\n")
+
+
+@pytest.mark.usefixtures("todos")
 @pytest.mark.parametrize("level", ["statement", "row"])
 def test_a_condition_that_is_no_sql_comes_with_how_to_write_one(run: Run, level: str) -> None:
     result = run(
@@ -108,21 +150,50 @@ def test_a_removal_says_which_triggers_to_remove_first(
     connection.execute(ODD)
     run("trigger", "add", '"My Schema"."To dos"', "--topic", "todo:{id}", "--name", "mine")
 
-    lines = run("uninstall", "--dry-run").output.splitlines()
+    listed = run("uninstall", "--dry-run").output.splitlines()
+    refused = run("uninstall", "--yes")
 
-    at = next(number for number, line in enumerate(lines) if "broadcast triggers first" in line)
-    command = shlex.split(lines[at + 1])
-    assert command[0] == "realtime-db"
-    assert run(*command[1:]).output == '"My Schema"."To dos" has no broadcast trigger any more\n'
+    at = listed.index('  broadcast trigger mine on "My Schema"."To dos"')
+    command = listed[at + 1].strip()
+    assert command.startswith("realtime-db trigger remove ")
+    assert refused.exit_code == 1
+    assert refused.output.splitlines()[-1].strip() == command
+    assert (
+        run(*shlex.split(command)[1:]).output
+        == '"My Schema"."To dos" has no broadcast trigger any more\n'
+    )
+    assert run("uninstall", "--yes").exit_code == 0
 
 
 @pytest.mark.usefixtures("todos")
 def test_a_removal_that_was_not_asked_about_says_what_it_did(run: Run) -> None:
     run("trigger", "add", "todos", "--topic", "todo:{id}")
 
-    result = run("uninstall", "--yes")
+    result = run("uninstall", "--yes", "--cascade")
 
     assert "would" not in result.output
-    assert "was removed, with 0 stored messages" in result.output
-    assert "realtime-db trigger remove public.todos" in result.output
-    assert run("trigger", "remove", "public.todos").exit_code == 0
+    assert result.output.endswith("was removed, with 0 stored messages\n")
+    assert run("trigger", "list").output.startswith("no table of this database")
+
+
+def test_ctrl_c_instead_of_an_answer_removes_nothing(
+    database_url: str, connection: psycopg.Connection
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "realtime_db", "uninstall"],
+        env={**os.environ, "DATABASE_URL": database_url},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as running:
+        assert running.stdout is not None
+        asked = b""
+        while not asked.endswith(b"[y/N]: "):
+            more = running.stdout.read1(4096)
+            assert more, asked
+            asked += more
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=60)
+
+    assert (running.returncode, err) == (130, b"")
+    assert connection.execute("select to_regclass('realtime.messages')").fetchone() != (None,)

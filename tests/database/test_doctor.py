@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -15,8 +15,10 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from realtime_db import embedded
+from realtime_db.errors import MissingRight
 from realtime_db.install import doctor, migrate
 from realtime_db.install.checks import Check, Outcome
+from realtime_db.retention import maintenance
 
 TODAY = "(now() at time zone 'utc')::date"
 
@@ -193,22 +195,37 @@ def test_a_table_of_another_owner_is_seen_and_mended(server_url: str, released_u
     assert complaints(released_url) == []
 
 
-def test_a_login_without_replication_gets_the_grant(server_url: str, released_url: str) -> None:
+@pytest.fixture
+def reader(server_url: str, released_url: str) -> Iterator[tuple[str, str]]:
+    """A role without any right, and its URL."""
     role = f"reader_{secrets.token_hex(4)}"
     dbname = psycopg.conninfo.conninfo_to_dict(released_url)["dbname"]
     execute(server_url, f"create role {role} login password 'reader'")
-    try:
-        as_reader = make_conninfo(server_url, user=role, password="reader", dbname=dbname)
+    yield role, make_conninfo(server_url, user=role, password="reader", dbname=dbname)
+    execute(server_url, f"drop role {role}")
 
-        [found] = [check for check in examine(as_reader) if check.name == "right to replicate"]
-        assert found.outcome is Outcome.FAIL
-        assert found.mend == f"-- As an administrator:\nalter role {role} replication;"
-        execute(server_url, found.mend)
 
-        [found] = [check for check in examine(as_reader) if check.name == "right to replicate"]
-        assert found.outcome is Outcome.PASS
-    finally:
-        execute(server_url, f"drop role {role}")
+def test_a_login_without_replication_gets_the_grant(
+    server_url: str, reader: tuple[str, str]
+) -> None:
+    role, as_reader = reader
+
+    [found] = [check for check in examine(as_reader) if check.name == "right to replicate"]
+    assert found.outcome is Outcome.WARN
+    assert "`serve` polls the table instead" in found.detail
+    assert found.mend == f"-- As an administrator:\nalter role {role} replication;"
+    execute(server_url, found.mend)
+
+    [found] = [check for check in examine(as_reader) if check.name == "right to replicate"]
+    assert found.outcome is Outcome.PASS
+
+
+def test_what_a_login_lacks_and_the_owner_has_is_mended_once(reader: tuple[str, str]) -> None:
+    roles = [check for check in examine(reader[1]) if check.name.startswith("role ")]
+
+    assert [check.outcome for check in roles] == [Outcome.SKIP] * 3
+    assert all(check.detail.endswith("follows from: owner") for check in roles)
+    assert all(check.mend is None for check in roles)
 
 
 def test_what_is_missing_for_a_plain_owner_is_mended_by_pasting_all_of_it() -> None:
@@ -240,6 +257,8 @@ def test_what_is_missing_for_a_plain_owner_is_mended_by_pasting_all_of_it() -> N
     assert {check.name for check in as_reader if check.outcome is Outcome.FAIL} > {"functions"}
     for check in as_reader:
         assert check.mend or check.outcome is Outcome.PASS, check
+    # What cannot be looked at is called by the name that it has for those who can.
+    assert {check.name for check in as_reader} <= {check.name for check in after}
 
 
 def _binaries() -> Path | None:
@@ -268,7 +287,48 @@ def test_a_swallowed_error_is_warned_about(released_url: str) -> None:
     [found] = complaints(released_url)
 
     assert (found.name, found.outcome) == ("swallowed errors", Outcome.WARN)
-    assert "RT002" in found.detail
+    assert found.detail.startswith("1 message not stored within a day, the last for: RT002 ")
+
+
+def test_of_several_swallowed_errors_the_last_is_shown_with_its_own_text(
+    released_url: str,
+) -> None:
+    execute(
+        released_url,
+        "insert into realtime.send_errors values (now() - interval '1 hour', 'RT009', 'zzz'), "
+        "(now(), 'RT001', 'too large'), (now() - interval '2 hours', 'RT003', 'aaa')",
+    )
+
+    [found] = complaints(released_url)
+
+    assert found.detail == "3 messages not stored within a day, the last for: RT001 too large"
+
+
+def test_nobody_is_told_to_become_a_superuser(
+    server_url: str, create_database: Callable[..., str]
+) -> None:
+    as_app = create_database()
+    name = psycopg.conninfo.conninfo_to_dict(as_app)["dbname"]
+    superuser = psycopg.conninfo.conninfo_to_dict(server_url)["user"]
+    asyncio.run(migrate.migrate(make_conninfo(server_url, dbname=name)))
+
+    report = asyncio.run(doctor.examine(as_app))
+
+    found = {check.name: check for check in report.checks}
+    assert (found["owner"].outcome, found["owner"].mend) == (
+        Outcome.WARN,
+        f'-- Connect as "{superuser}".',
+    )
+    assert all(f'grant "{superuser}"' not in (check.mend or "") for check in report.checks)
+    assert (found["live probe"].outcome, found["live probe"].detail) == (
+        Outcome.SKIP,
+        "needs: owner",
+    )
+    assert found["role anon"].outcome is not Outcome.WARN
+    for command in (migrate.migrate, migrate.rollback, maintenance.run_once):
+        with pytest.raises(MissingRight, match="own") as refused:
+            asyncio.run(command(as_app))
+        assert refused.value.hint in (f'Connect as "{superuser}".', f"Connect as {superuser}.")
 
 
 def test_the_probe_sends_and_receives_a_message(released_url: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -524,6 +525,15 @@ def test_a_report_as_json_is_one_line_with_everything(
         "standby": False,
         "busy": False,
     }
+
+
+def test_the_lines_of_the_daemon_begin_with_the_time() -> None:
+    report = Report(created=("messages_2031_01_01",), days_left=7)
+
+    lines = report.as_log().splitlines()
+
+    for line, text in zip(lines, report.as_text().splitlines(), strict=True):
+        assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d,\d{{3}} {re.escape(text)}", line)
 
 
 def test_a_database_without_realtime_db_is_told_to_migrate(empty_database_url: str) -> None:

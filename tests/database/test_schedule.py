@@ -5,9 +5,11 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from click.testing import CliRunner, Result
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from realtime_db.cli import main
 from realtime_db.errors import MaintenanceError, MissingRight, NotInstalled
 from realtime_db.retention import schedule
 
@@ -48,6 +50,22 @@ def test_a_server_without_pg_cron_is_told_what_else_there_is(
 def test_a_database_without_realtime_db_gets_no_job(empty_database_url: str) -> None:
     with pytest.raises(NotInstalled, match="realtime-db migrate"):
         install(empty_database_url)
+
+
+def test_a_printed_job_for_another_database_of_pg_cron_runs_in_ours() -> None:
+    def printed(*arguments: str) -> Result:
+        return CliRunner().invoke(main, ["schedule", "--pg-cron", *arguments])
+
+    here = printed("--cron-database", "shop", "--database-url", "postgresql://app@h/shop")
+    there = printed("--cron-database", "postgres", "--database-url", "postgresql://app@h/shop")
+
+    assert here.output.startswith("-- In database shop, ")
+    assert here.output.endswith("\n" + schedule.pg_cron())
+    assert there.output.startswith("-- In database postgres, ")
+    assert there.output.endswith("\n" + schedule.pg_cron(database="shop"))
+    assert "schedule_in_database" in there.output
+    assert printed("--cron-database", "postgres", "--database-url", "host=h").exit_code == 1
+    assert printed("--cron-database", "postgres").exit_code == 2
 
 
 def test_a_role_that_does_not_own_the_table_gets_no_job(database_url: str, server_url: str) -> None:

@@ -14,7 +14,13 @@ from click.testing import CliRunner, Result
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from realtime_db.cli import main
-from realtime_db.errors import InstallError, SlotError
+from realtime_db.errors import (
+    ForeignSchema,
+    InstallError,
+    NotInstalled,
+    RealtimeDbError,
+    SlotError,
+)
 from realtime_db.install import doctor, uninstall
 from realtime_db.retention import maintenance
 from realtime_db.wal import slots
@@ -173,6 +179,9 @@ def test_uninstall_leaves_all_as_it_is_while_a_server_reads(
 ) -> None:
     async def remove() -> None:
         async with reading(database_url, idle):
+            listed = (await uninstall.look(database_url)).as_text()
+            assert f"\n  replication slot {idle}" not in listed
+            assert f"\nFirst stop the server that reads replication slot {idle}" in listed
             await uninstall.uninstall(database_url)
 
     with pytest.raises(InstallError, match="a server reads replication slot"):
@@ -290,3 +299,44 @@ def test_a_slot_is_made_anew(database_url: str, connection: Connection, idle: st
 
     assert further > 3_000_000
     assert snapshot is not None
+
+
+# What cannot be read
+
+
+def test_a_missing_publication_is_made_by_what_the_error_says(
+    database_url: str, connection: Connection
+) -> None:
+    connection.execute("drop publication realtime_messages")
+    refusal = opening(database_url)
+    assert isinstance(refusal, NotInstalled)
+    assert refusal.hint is not None
+
+    connection.execute(refusal.hint.removeprefix("Run, as the owner: ").encode())
+
+    assert opening(database_url) is None
+
+
+@pytest.mark.parametrize("table", ["messages", "subscription"])
+def test_over_a_schema_of_somebody_else_a_reader_is_not_told_to_migrate(
+    empty_database_url: str, table: str
+) -> None:
+    with psycopg.connect(empty_database_url, autocommit=True) as owner:
+        owner.execute(f"create schema realtime create table {table} (id int)".encode())
+
+    refusal = opening(empty_database_url)
+
+    assert isinstance(refusal, ForeignSchema)
+    assert "migrate" not in str(refusal)
+
+
+def opening(database_url: str) -> RealtimeDbError | None:
+    async def attempt() -> None:
+        async with open_stream(database_url):
+            pass
+
+    try:
+        asyncio.run(attempt())
+    except RealtimeDbError as error:
+        return error
+    return None

@@ -295,7 +295,7 @@ def test_without_the_publication_it_says_how_to_make_it(
 ) -> None:
     connection.execute("drop publication realtime_messages")
 
-    assert "create publication realtime_messages" in refused(database_url)
+    assert "select realtime.setup();" in refused(database_url)
 
 
 @pytest.fixture

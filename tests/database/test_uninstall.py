@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from realtime_db.errors import Busy, ForeignSchema, InstallError, MissingRight, NotInstalled
-from realtime_db.install import inspect, migrate, uninstall
+from realtime_db.install import inspect, migrate, triggers, uninstall
 from realtime_db.install.uninstall import Effect
 
 VIEW = "create view public.recent as select topic from realtime.messages"
@@ -49,6 +49,11 @@ def remaining(url: str) -> list[tuple[str]]:
         ).fetchall()
 
 
+def add_trigger(url: str) -> None:
+    execute(url, "create table public.todos (id integer primary key)")
+    asyncio.run(triggers.add(url, triggers.TriggerOptions("todos", "todo:{id}")))
+
+
 def dependants(url: str) -> list[tuple[str, Effect]]:
     return [(item.description, item.effect) for item in asyncio.run(uninstall.look(url)).dependants]
 
@@ -56,8 +61,9 @@ def dependants(url: str) -> list[tuple[str, Effect]]:
 def test_uninstall_leaves_nothing_behind(released_url: str) -> None:
     execute(released_url, "select realtime.send('{}', 'event', 'topic')")
 
-    asyncio.run(uninstall.uninstall(released_url))
+    answer = asyncio.run(uninstall.uninstall(released_url))
 
+    assert answer.endswith("was removed, with 1 stored message")
     assert remaining(released_url) == []
     assert asyncio.run(inspect.status(released_url)).state is inspect.State.ABSENT
 
@@ -127,12 +133,82 @@ def test_a_policy_elsewhere_that_calls_our_function_blocks(released_url: str) ->
     assert dependants(released_url) == [("policy readers on table notes", Effect.BLOCKS)]
 
 
-def test_a_trigger_function_that_sends_is_listed_with_its_trigger(released_url: str) -> None:
+def test_a_broadcast_trigger_keeps_realtime_db_from_being_removed(released_url: str) -> None:
+    add_trigger(released_url)
+
+    with pytest.raises(InstallError, match="in use by broadcast trigger realtime_broadcast"):
+        asyncio.run(uninstall.uninstall(released_url))
+
+    assert asyncio.run(inspect.status(released_url)).state is inspect.State.CURRENT
+    execute(released_url, "insert into public.todos values (1)")
+
+
+def test_with_cascade_broadcast_triggers_go_with_their_functions(released_url: str) -> None:
+    add_trigger(released_url)
+    # A table that shares the function of another.
+    execute(
+        released_url,
+        "create table public.tasks (id integer primary key)",
+        "create trigger mine after insert on public.tasks referencing new table as new_rows "
+        "for each statement execute function public.todos_realtime_broadcast()",
+    )
+
+    answer = asyncio.run(uninstall.uninstall(released_url, cascade=True))
+
+    assert "Fails from now on" not in answer
+    execute(released_url, "insert into public.todos values (1)")
+    execute(released_url, "insert into public.tasks values (1)")
+    with psycopg.connect(released_url) as connection:
+        assert connection.execute(
+            "select count(*) from pg_proc where pronamespace = 'public'::regnamespace"
+        ).fetchone() == (0,)
+
+
+def test_a_trigger_function_that_sends_keeps_it_too_and_its_trigger_can_be_dropped(
+    released_url: str,
+) -> None:
     execute(released_url, TRIGGER)
 
+    with pytest.raises(InstallError, match="called by trigger announce on table todos") as refused:
+        asyncio.run(uninstall.uninstall(released_url))
+
+    assert asyncio.run(inspect.status(released_url)).state is inspect.State.CURRENT
+    drop = refused.value.hint.splitlines()[-1].strip() if refused.value.hint else ""
+    assert drop == "drop trigger announce on public.todos;"
+    execute(released_url, drop)
+    asyncio.run(uninstall.uninstall(released_url))
+    execute(released_url, "insert into public.todos values (1)")
+
+
+def test_with_cascade_a_trigger_function_that_sends_stays_and_that_is_said(
+    released_url: str,
+) -> None:
+    execute(released_url, TRIGGER)
     assert dependants(released_url) == [
-        ("function announce(), called by trigger announce on table todos", Effect.BREAKS)
+        ("function announce(), called by trigger announce on table todos", Effect.FAILS)
     ]
+
+    answer = asyncio.run(uninstall.uninstall(released_url, cascade=True))
+
+    assert "Fails from now on:\n  function announce(), called by trigger announce" in answer
+    with pytest.raises(psycopg.errors.InvalidSchemaName):
+        execute(released_url, "insert into public.todos values (1)")
+
+
+@pytest.mark.parametrize(
+    "trigger",
+    ["", "create trigger mine before insert on realtime.messages for each row"],
+    ids=["none", "of the messages"],
+)
+def test_a_function_that_no_write_will_call_is_listed_and_in_nobodys_way(
+    released_url: str, trigger: str
+) -> None:
+    function = TRIGGER.partition("create trigger")[0]
+    execute(released_url, function, trigger and f"{trigger} execute function public.announce()")
+
+    assert ("function announce()", Effect.BREAKS) in dependants(released_url)
+
+    assert "Fails from now on" in asyncio.run(uninstall.uninstall(released_url))
 
 
 def test_a_schema_with_objects_of_others_stays(released_url: str) -> None:

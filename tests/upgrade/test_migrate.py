@@ -206,6 +206,37 @@ def test_migrate_gives_up_on_another_migrate_after_a_while(empty_database_url: s
     assert status(empty_database_url).state is State.ABSENT
 
 
+@pytest.mark.parametrize(
+    "lock",
+    [
+        f"select pg_advisory_lock({migrate.LOCK_KEY})",
+        pytest.param(
+            "lock table realtime.messages in access exclusive mode",
+            marks=pytest.mark.skipif(not LATER, reason="one release, so no upgrade"),
+        ),
+    ],
+)
+def test_a_migrate_that_waits_says_once_for_whom(
+    empty_database_url: str,
+    lock: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asyncio.run(migrate.migrate(empty_database_url, to=FIRST))
+    monkeypatch.setattr(migrate, "_NOTICE_SECONDS", 0.0)
+
+    async def run() -> int:
+        async with holding(empty_database_url, lock) as holder:
+            with pytest.raises(Busy):
+                await migrate.migrate(empty_database_url, limits=Limits(1.0, lock_timeout_ms=20))
+            return holder.info.backend_pid
+
+    pid = asyncio.run(run())
+
+    [told] = [text for text in caplog.messages if text.startswith("waiting up to 1 s for ")]
+    assert f"(process {pid})" in told
+
+
 def test_a_waiting_migrate_does_not_hold_up_create_index_concurrently(
     empty_database_url: str,
 ) -> None:
@@ -382,7 +413,7 @@ def test_a_database_that_is_not_there_is_named(empty_database_url: str) -> None:
         asyncio.run(migrate.migrate(make_conninfo(empty_database_url, dbname="no_such_database")))
 
 
-def test_without_logical_decoding_migrate_warns_and_doctor_fails() -> None:
+def test_without_logical_decoding_migrate_and_doctor_warn() -> None:
     async def run() -> tuple[migrate.Outcome, doctor.Report]:
         settings = {"wal_level": "replica", "fsync": "off"}
         async with embedded.start(binaries=_binaries(), settings=settings) as server:
@@ -391,9 +422,15 @@ def test_without_logical_decoding_migrate_warns_and_doctor_fails() -> None:
     outcome, report = asyncio.run(run())
 
     assert outcome.after == NEWEST
-    assert any("wal_level is replica" in warning for warning in outcome.warnings)
+    [about_the_wal] = [warning for warning in outcome.warnings if "wal_level" in warning]
+    assert about_the_wal.startswith("wal_level is replica: `serve` polls the table instead")
     [check] = [check for check in report.checks if check.name == "wal_level"]
-    assert check.outcome is Outcome.FAIL
+    assert check.outcome is Outcome.WARN
+    assert report.ok
+    assert (report.checks[-1].outcome, report.checks[-1].detail) == (
+        Outcome.SKIP,
+        "needs: wal_level",
+    )
     assert check.mend is not None
     assert "alter system set wal_level = 'logical'" in check.mend
 
