@@ -218,6 +218,17 @@ async def _drop_slot(connection: Connection, name: str) -> None:
         raise SlotError(f"replication slot {name} cannot be replaced yet: it is in use") from error
 
 
+async def _look_at_slot(connection: Connection, name: str) -> tuple[str | None, str, bool] | None:
+    cursor = await connection.execute(
+        sql.SQL(
+            "select confirmed_flush_lsn::text, wal_status, active"
+            " from pg_catalog.pg_replication_slots where slot_name = {}"
+        ).format(name)
+    )
+    row = await cursor.fetchone()
+    return None if row is None else (row[0], row[1], row[2])
+
+
 async def find_or_make_slot(
     connection: Connection,
     name: str | None,
@@ -225,20 +236,21 @@ async def find_or_make_slot(
     failover: bool,
     replace: bool = False,
     replace_lost: bool = False,
+    take_over: bool = False,
 ) -> Slot:
-    """Finds the slot, or makes it; drops it first if it is to be replaced."""
+    """Finds the slot, or makes it; drops it first if it is to be replaced.
+
+    Only if nobody else uses it, it is known where the slot begins: with `take_over` nobody does.
+    """
     if name is not None and replace:
         await _drop_slot(connection, name)
     elif name is not None:
-        cursor = await connection.execute(
-            sql.SQL(
-                "select confirmed_flush_lsn::text, wal_status"
-                " from pg_catalog.pg_replication_slots where slot_name = {}"
-            ).format(name)
-        )
-        row = await cursor.fetchone()
-        if row is not None:
-            confirmed, wal_status = row
+        found = await _look_at_slot(connection, name)
+        while found is not None and found[2] and take_over:
+            await free_slot(connection, name)
+            found = await _look_at_slot(connection, name)
+        if found is not None:
+            confirmed, wal_status, _active = found
             if wal_status != "lost":
                 return Slot(name, parse(confirmed or "0/0"), None)
             if not replace_lost:

@@ -39,7 +39,6 @@ from realtime_db.wal.slot import (
     connection_lost,
     find_or_make_slot,
     first_line,
-    free_slot,
     identify,
 )
 
@@ -130,6 +129,7 @@ async def open_stream(
                     failover=failover,
                     replace=replace,
                     replace_lost=replace_lost,
+                    take_over=take_over,
                 )
         except TimeoutError:
             raise SlotError(
@@ -258,11 +258,12 @@ class Stream:
             return
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._active_slot_timeout_seconds
-        # The server tells nobody when a slot becomes free, so ask again.
-        while not await self._start_replication(last_try=loop.time() >= deadline):
-            if self._take_over:
-                await free_slot(self._connection, self._slot.name)
-            await asyncio.sleep(0.05 if self._take_over else 0.2)
+        # The server tells nobody when a slot becomes free, so ask again. But not if it was taken
+        # over: who came in between may have moved it.
+        if self._take_over:
+            deadline = loop.time()
+        while not await self._start_replication(last_try=loop.time() >= deadline):  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
         # From here on, libpq must never wait for the socket: the loop does.
         self._pgconn.nonblocking = 1
         self._started = True

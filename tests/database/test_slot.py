@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from realtime_db.cli import main
+from realtime_db.database import Connection as AsyncConnection
 from realtime_db.errors import (
     ForeignSchema,
     InstallError,
@@ -23,7 +24,7 @@ from realtime_db.errors import (
 )
 from realtime_db.install import doctor, uninstall
 from realtime_db.retention import maintenance
-from realtime_db.wal import slots
+from realtime_db.wal import slot, slots
 from realtime_db.wal.stream import Stream, open_stream
 
 OURS = "realtime_db_test"
@@ -282,6 +283,35 @@ def test_a_slot_that_is_read_is_taken_over(
             await second.start()
             (state,) = (await slots.status(database_url))[0]
             assert state.active_pid == second.backend_pid
+
+    asyncio.run(take_over())
+
+
+def test_a_slot_that_is_taken_over_begins_where_its_reader_left_it(
+    database_url: str, connection: Connection, idle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who ends may acknowledge more until the last moment."""
+
+    async def take_over() -> None:
+        async with reading(database_url, idle) as first:
+            free_slot = slot.free_slot
+
+            async def free(taker: AsyncConnection, name: str) -> None:
+                connection.execute("select realtime.send('{}', 'e', 'room', false)")
+                batch = await anext(first)
+                first.acknowledge(batch.end_lsn)
+                await first.close()
+                await free_slot(taker, name)
+
+            monkeypatch.setattr(slot, "free_slot", free)
+            async with open_stream(database_url, slot=idle, take_over=True) as second:
+                await second.start()
+                (confirmed,) = connection.execute(
+                    "select confirmed_flush_lsn - '0/0' from pg_replication_slots"
+                    " where slot_name = %s",
+                    [idle],
+                ).fetchone()
+                assert second.start_lsn == confirmed
 
     asyncio.run(take_over())
 
