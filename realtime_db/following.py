@@ -27,7 +27,6 @@ from typing import Final
 import psycopg
 
 from realtime_db import leadership, logs
-from realtime_db.cursors import END
 from realtime_db.database import Connection, cut
 from realtime_db.delivery import Delivery
 from realtime_db.errors import (
@@ -250,7 +249,7 @@ class Following:
                 self._on_standby()
                 self._forget()
                 self._first = look
-            self._identify(stream.cluster, "w", since=stream.start_lsn)
+            self._identify(stream.cluster, "w")
             self._stream = stream
             self._looked(look)
             await self._start(stream)
@@ -312,7 +311,7 @@ class Following:
                 progress.passed(poller.received_lsn)
                 progress.settled(poller.received_lsn)
 
-    def _identify(self, cluster: int, source: str, *, since: int = END) -> None:
+    def _identify(self, cluster: int, source: str) -> None:
         """Forgets the order of another cluster, or of one that failed over."""
         progress = self._services.progress
         if progress.cluster not in (0, cluster):
@@ -324,7 +323,7 @@ class Following:
             # An id may be that of another transaction now: what is owed is told by its time.
             self._owed_by_time_us = since_us - CLOCK_SLACK_US
             log.warning("the database failed over or is another one: messages may come twice")
-        progress.begin(cluster, source, since=since)
+        progress.begin(cluster, source)
 
     async def _start(self, stream: Stream) -> None:
         """Starts the stream; before what it brings comes what a new slot does not bring."""

@@ -44,13 +44,11 @@ class Known(NamedTuple):
         orders: theirs, LSNs of commits or numbers of polls.
         before: a transaction that is not among them was delivered earlier if this shows it, and
             else has not been delivered yet. None if nothing is remembered.
-        since: what was delivered earlier comes before this in the order.
     """
 
     transaction_ids: list[int]
     orders: list[int]
     before: Snapshot | None
-    since: int = END
 
 
 class Progress:
@@ -84,9 +82,8 @@ class Progress:
         # `(at, seen)` of horizons that were passed.
         self._passed: list[tuple[int, Snapshot]] = []
         self._before: Snapshot | None = None
-        self._since = END
 
-    def begin(self, cluster: int, source: str | None = None, *, since: int = END) -> None:
+    def begin(self, cluster: int, source: str | None = None) -> None:
         """A source begins, or begins again.
 
         What was known stays known, unless it is of another cluster, whose transaction ids and LSNs
@@ -96,13 +93,10 @@ class Progress:
         Args:
             cluster: the lower 32 bits of the database's system identifier.
             source: the kind of cursors; None for the same.
-            since: the source brings everything that has this order or a later one.
         """
         if cluster != self.cluster or (source is not None and source != self.source):
             self._reset(cluster)
             self.source = source or self.source
-        if not self._orders and self.horizon is None:
-            self._since = since
 
     # What the database and the source say
 
@@ -195,7 +189,6 @@ class Progress:
             for number in [*takewhile(lambda number: orders[number] < at, orders)]:
                 if self._before.shows(number):  # one may have waited for a standby
                     del orders[number]
-            self._since = at
             del self._passed[:moment]
         self._forget_at = max(MAX_KNOWN, len(orders) + MAX_KNOWN // 10)
 
@@ -271,7 +264,7 @@ class Progress:
                 break
             if number >= seen.xmax:
                 ids.append(number)
-        return Known(ids, [orders[number] for number in ids], self._before, self._since)
+        return Known(ids, [orders[number] for number in ids], self._before)
 
 
 def _xmax(passed: tuple[int, Snapshot]) -> int:

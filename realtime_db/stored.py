@@ -115,9 +115,7 @@ _AFTER: Final = f"""
             and not coalesce(
                 (known.place, transaction_id, position)
                 <= (%(order)s, %(transaction_id)s::text::xid8, %(position)s),
-                %(rest)s and pg_visible_in_snapshot(
-                    stored.transaction_id, %(before)s::text::pg_snapshot
-                )
+                false
             )
         order by underway, coalesce(known.place, 0), transaction_id, position
         offset 0
@@ -365,7 +363,6 @@ def _wanted(
         {
             "seen": str(before),
             **_as_arrays(known),
-            "rest": last[0] >= known.since,
             "order": min(last[0], _LAST),
             "transaction_id": str(last[1]),
             "position": min(last[2], _LAST),

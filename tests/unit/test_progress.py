@@ -123,16 +123,6 @@ def test_what_no_horizon_shows_is_not_to_be_forgotten_by_the_source(progress: Pr
     assert progress.forgettable == 110
 
 
-def test_what_the_source_does_not_bring_again_came_before_what_it_brings(
-    progress: Progress,
-) -> None:
-    progress.begin(CLUSTER, since=80)
-    assert progress.known(Snapshot(3, 3)).since == 80
-    progress.handed(5, 90, 1)
-    progress.begin(CLUSTER, since=95)  # it knows what came before that, too
-    assert progress.known(Snapshot(3, 3)).since == 80
-
-
 def test_what_the_horizon_shows_need_not_be_waited_for(progress: Progress) -> None:
     progress.handed(5, 90, 1)
     progress.handed(8, 95, 1)
@@ -162,8 +152,7 @@ def test_the_oldest_are_forgotten_when_a_look_shows_them(
     known = one.known(Snapshot(3, 3))
     assert 40 <= len(known.transaction_ids) <= 130
     assert known.before is not None
-    forgotten = [n for n in range(10, 1_000) if n not in known.transaction_ids]
-    assert all(known.before.shows(n) and n * 10 < known.since for n in forgotten)
+    assert all(known.before.shows(n) for n in range(10, 1_000) if n not in known.transaction_ids)
 
 
 # All together
@@ -206,7 +195,7 @@ class Model:
     def _serve(self, position: int) -> None:
         self.progress = Progress()
         self.acknowledged, self.brought, self.partly = position, position, 0
-        self.progress.begin(CLUSTER, since=self._place())
+        self.progress.begin(CLUSTER)
         self.handed: list[int] = []
 
     def _place(self) -> int:
@@ -374,7 +363,6 @@ class Model:
         return (
             row.transaction_id not in known.transaction_ids
             and row.transaction_id != cursor.transaction_id
-            and cursor.order < known.since
             and any(seen.shows(row.transaction_id) for seen in self.last_horizons)
         )
 
@@ -398,8 +386,6 @@ class Model:
             if place is not None and (place, number, position) <= last:
                 continue
             if place is None:
-                if given["rest"] and before.shows(number):
-                    continue
                 place = 0 if before.shows(number) else _LAST
             found.append(((place, number, position), row))
         return [row for _, row in sorted(found)]
