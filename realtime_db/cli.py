@@ -1,30 +1,35 @@
 """The command `realtime-db`: options in, one call, text and an exit status out.
 
 Below: everything; `trigger_commands` has the group `trigger`. Each command is a few lines; what it
-does is in the module it calls. Exit status 1 is an error, 2 wrong usage; `status` has more, which
-its help lists.
+does is in the module it calls. Exit status 1 is an error, 2 wrong usage, 130 Ctrl-C; `status` has
+more, which its help lists.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
+import errno
 import json
+import os
 import re
 import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
-from realtime_db import __version__
+from realtime_db import interrupts, resources
 from realtime_db.cli_options import Command
 from realtime_db.cli_options import database_url as _database_url
+from realtime_db.cli_options import not_empty as _not_empty
 from realtime_db.errors import RealtimeDbError
 from realtime_db.settings import MAX_SLOT_LAG_BYTES, Settings
 from realtime_db.trigger_commands import trigger
+
+# What a full disk, a quota or a broken one says.
+_UNWRITABLE: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 class _Main(click.Group):
@@ -32,6 +37,16 @@ class _Main(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+    def main(self, *given: Any, **named: Any) -> Any:
+        try:
+            return super().main(*given, **named)
+        except OSError as error:
+            if error.errno not in _UNWRITABLE:
+                raise
+            _say_error(f"cannot write {error.filename or 'the output'}: {error.strerror}")
+            _give_up_output()
+        sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -43,11 +58,23 @@ class _Main(click.Group):
                 raise
             text = (
                 f"this command needs the package {error.name}\n"
-                "  pip install 'realtime-db[embedded,server]'"
+                f"  {resources.pip_install('embedded,server')}"
             )
-        click.secho("error: ", fg="red", nl=False, err=True)
-        click.echo(text, err=True)
+        _say_error(text)
         return ctx.exit(1)
+
+
+def _say_error(text: str) -> None:
+    click.secho("error: ", fg="red", nl=False, err=True)
+    click.echo(text, err=True)
+
+
+def _give_up_output() -> None:
+    """Drops what could not be written: Python would try again when it exits, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Duration(click.ParamType[float]):
@@ -73,7 +100,7 @@ class _FloatRange(click.FloatRange):
 
 
 @click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="realtime-db")
+@click.version_option(package_name="realtime-db", prog_name="realtime-db")
 def main() -> None:
     """Broadcast from Postgres: commit a row, and every subscriber gets it.
 
@@ -88,26 +115,28 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(short_help="See it work: a private Postgres, real traffic, every change.")
 def demo() -> None:
     """A private Postgres, real traffic, and every change arriving as a message.
 
-    Needs the extras: pip install 'realtime-db[embedded,server]'. Takes a few seconds and leaves
-    nothing behind. Exit status 0: every change arrived, once, in commit order.
+    Needs the extras (in a checkout: pip install '.[embedded,server]'). Takes a few seconds and
+    leaves nothing behind. Exit status 0: every change arrived, once, in commit order.
     """
     from rich.console import Console
 
     from realtime_db import demo as demonstration
 
-    try:
-        sys.exit(asyncio.run(demonstration.run(Console())))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(interrupts.run(demonstration.run(Console())))
 
 
 @main.command()
 @_database_url
-@click.option("--to", metavar="RELEASE", help="Stop at this release instead of the newest.")
+@click.option(
+    "--to",
+    metavar="RELEASE",
+    callback=_not_empty,
+    help="Stop at this release instead of the newest.",
+)
 @click.option("--sql", "as_sql", is_flag=True, help="Print the script instead of running it.")
 @click.option("--dry-run", is_flag=True, help="Run everything, then roll it back.")
 @click.option(
@@ -123,21 +152,26 @@ def migrate(database_url: str, to: str | None, as_sql: bool, dry_run: bool, wait
     from realtime_db.install import migrate as installer
 
     if as_sql:
-        click.echo(asyncio.run(installer.script(database_url, to=to)))
+        click.echo(interrupts.run(installer.script(database_url, to=to)))
         return
     limits = installer.Limits(wait_seconds=wait)
-    _report(asyncio.run(installer.migrate(database_url, to=to, dry_run=dry_run, limits=limits)))
+    _report(interrupts.run(installer.migrate(database_url, to=to, dry_run=dry_run, limits=limits)))
 
 
 @main.command()
 @_database_url
-@click.option("--to", metavar="RELEASE", help="Go back to this release instead of the one before.")
+@click.option(
+    "--to",
+    metavar="RELEASE",
+    callback=_not_empty,
+    help="Go back to this release instead of the one before.",
+)
 @click.option("--dry-run", is_flag=True, help="Run everything, then roll it back.")
 def rollback(database_url: str, to: str | None, dry_run: bool) -> None:
     """Go back to the release before; messages are kept."""
     from realtime_db.install import migrate as installer
 
-    _report(asyncio.run(installer.rollback(database_url, to=to, dry_run=dry_run)))
+    _report(interrupts.run(installer.rollback(database_url, to=to, dry_run=dry_run)))
 
 
 def _report(outcome: Any) -> None:
@@ -164,7 +198,7 @@ def status(database_url: str, as_json: bool) -> None:
     """
     from realtime_db.install import inspect
 
-    found = asyncio.run(inspect.status(database_url))
+    found = interrupts.run(inspect.status(database_url))
     if as_json:
         click.echo(json.dumps(found.as_dict()))
     else:
@@ -174,7 +208,7 @@ def status(database_url: str, as_json: bool) -> None:
     sys.exit(found.exit_code)
 
 
-@main.command()
+@main.command(short_help="Check all that delivery needs, and send a message through.")
 @_database_url
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def doctor(database_url: str, as_json: bool) -> None:
@@ -185,12 +219,12 @@ def doctor(database_url: str, as_json: bool) -> None:
     """
     from realtime_db.install import doctor as examination
 
-    found = asyncio.run(examination.examine(database_url))
+    found = interrupts.run(examination.examine(database_url))
     click.echo(found.as_json() if as_json else found.as_text())
     sys.exit(0 if found.ok else 1)
 
 
-@main.command()
+@main.command(short_help="Make the partitions of the next days, drop old ones.")
 @_database_url
 @click.option("--every", type=_Duration(), help="Run on, as a daemon; for instance 1h.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for each run.")
@@ -215,25 +249,23 @@ def maintain(
     from realtime_db.retention import maintenance
 
     def show(report: maintenance.Report) -> None:
-        click.echo(report.as_json() if as_json else report.as_text())
+        text = report.as_text if every is None else report.as_log
+        click.echo(report.as_json() if as_json else text())
 
     if every is None:
-        report = asyncio.run(
+        report = interrupts.run(
             maintenance.run_once(database_url, max_slot_lag_bytes=max_slot_lag_bytes)
         )
         show(report)
         sys.exit(0 if report.ok else 1)
-    try:
-        asyncio.run(
-            maintenance.run_every(
-                database_url,
-                interval_seconds=every,
-                on_report=show,
-                max_slot_lag_bytes=max_slot_lag_bytes,
-            )
+    interrupts.run(
+        maintenance.run_every(
+            database_url,
+            interval_seconds=every,
+            on_report=show,
+            max_slot_lag_bytes=max_slot_lag_bytes,
         )
-    except KeyboardInterrupt:
-        sys.exit(130)
+    )
 
 
 @main.command()
@@ -241,14 +273,21 @@ def maintain(
 @click.option("--systemd", is_flag=True, help="A service and a timer.")
 @click.option("--kubernetes", is_flag=True, help="A CronJob.")
 @click.option("--install", is_flag=True, help="With --pg-cron: schedule it, do not print.")
-@click.option("--cron-database", metavar="NAME", help="With --pg-cron: the database it is in.")
-@click.option("--image", help="With --kubernetes: has realtime-db on its PATH.")
+@click.option(
+    "--cron-database",
+    metavar="NAME",
+    callback=_not_empty,
+    help="With --pg-cron: the database it is in.",
+)
+@click.option(
+    "--image", callback=_not_empty, help="With --kubernetes: has realtime-db on its PATH."
+)
 @click.option(
     "--database-url",
     envvar="DATABASE_URL",
     show_envvar=True,
     metavar="URL",
-    help="With --install: of the owner of realtime.messages.",
+    help="With --install or --cron-database: of the owner of realtime.messages.",
 )
 def schedule(
     pg_cron: bool,
@@ -272,8 +311,12 @@ def schedule(
     if install:
         if database_url is None:
             raise click.UsageError("--install needs --database-url (or DATABASE_URL).")
-        job = asyncio.run(jobs.install_pg_cron(database_url, cron_database=cron_database))
+        job = interrupts.run(jobs.install_pg_cron(database_url, cron_database=cron_database))
         click.echo(f"pg_cron runs the maintenance every hour, as job {job}")
+    elif pg_cron and cron_database is not None:
+        if database_url is None:
+            raise click.UsageError("--cron-database needs --database-url (or DATABASE_URL).")
+        click.echo(jobs.pg_cron_elsewhere(database_url, cron_database), nl=False)
     elif kubernetes:
         if image is None:
             raise click.UsageError("--kubernetes needs --image, which has realtime-db on its PATH.")
@@ -301,9 +344,11 @@ def tail(
     """
     from realtime_db import tail as tailing
 
-    sys.exit(
-        tailing.run(database_url, topics, json_lines=as_json, from_start=from_start, count=count)
-    )
+    with interrupts.cancelling():
+        status = tailing.run(
+            database_url, topics, json_lines=as_json, from_start=from_start, count=count
+        )
+    sys.exit(status)
 
 
 def _server_options(command: Command) -> Command:
@@ -325,13 +370,13 @@ def _server_options(command: Command) -> Command:
             within = _FloatRange if one.type == "float" else click.IntRange
             kind = {"type": within(least, most)}
         else:
-            kind = {"type": str if many or one.default is None else type(one.default)}
+            kind = {"type": str} if many else {"type": str, "callback": _not_empty}
         command = click.option(
             flag.removesuffix("s") if many else flag,
             one.name,
             default=one.default,
             multiple=many,
-            show_default=one.default not in ((), None, False),
+            show_default=one.default not in ((), None) and one.default is not False,
             envvar=f"REALTIME_DB_{one.name.removesuffix('s') if many else one.name}".upper(),
             show_envvar=True,
             help=one.metadata["help"],
@@ -340,7 +385,7 @@ def _server_options(command: Command) -> Command:
     return command
 
 
-@main.command()
+@main.command(short_help="Bring messages to clients, over WebSocket, SSE and REST.")
 @_database_url
 @_server_options
 def serve(**options: Any) -> None:
@@ -358,37 +403,44 @@ def _serve(settings: Settings) -> None:
 
     if not (settings.jwt_secrets or settings.jwt_secrets_file or settings.jwks):
         raise click.UsageError("No key: give --jwt-secret, --jwt-secrets-file or --jwks.")
-    sys.exit(server.run(settings))
+    if settings.slot is not None and settings.temporary_slot:
+        raise click.UsageError("--slot names a slot that stays: not with --temporary-slot.")
+    with interrupts.cancelling():
+        status = server.run(settings)
+    sys.exit(status)
 
 
 @main.command()
 @click.option(
     "--jwt-secret",
+    "jwt_secrets",
+    multiple=True,
     envvar="REALTIME_DB_JWT_SECRET",
     show_envvar=True,
     required=True,
-    help="The shared secret that the server has.",
+    help="The shared secret that the server has. Of several, which white space separates in the "
+    "variable, the first signs.",
 )
 @click.option("--role", default="anon", show_default=True, help="The Postgres role it stands for.")
 @click.option("--sub", help="The user.")
 @click.option("--ttl", type=_Duration(), default="30d", show_default=True)
-def token(jwt_secret: str, role: str, sub: str | None, ttl: float) -> None:
+def token(jwt_secrets: tuple[str, ...], role: str, sub: str | None, ttl: float) -> None:
     """Mint a key for development: a JWT that the server takes."""
     from realtime_db.auth import tokens
 
     if not role:
         raise click.UsageError("--role is empty: name a role of Postgres, such as anon.")
-    click.echo(tokens.mint(jwt_secret, role=role, sub=sub, now=time.time(), ttl_seconds=ttl))
+    click.echo(tokens.mint(jwt_secrets[0], role=role, sub=sub, now=time.time(), ttl_seconds=ttl))
 
 
-@main.command()
+@main.command(short_help="Run everything on this machine, with a private Postgres.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder that keeps the database between runs.  [default: "
     "~/.local/share/realtime-db; for root /var/lib/realtime-db]",
 )
-@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, callback=_not_empty)
 @click.option("--port", type=click.IntRange(0, 65_535), default=4000, show_default=True)
 def dev(data: Path | None, host: str, port: int) -> None:
     """Run everything on this machine: a private Postgres, migrated, with keys and a server.
@@ -397,25 +449,33 @@ def dev(data: Path | None, host: str, port: int) -> None:
     """
     from realtime_db import development
 
-    sys.exit(development.run(data, host=host, port=port))
+    with interrupts.cancelling():
+        development.run(data, host=host, port=port)
 
 
 @main.command()
 @_database_url
 @click.option("--dry-run", is_flag=True, help="List what would go and what depends on it.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--cascade", is_flag=True, help="Also drop what depends on it.")
+@click.option(
+    "--cascade",
+    is_flag=True,
+    help="Also drop what depends on it: views, broadcast triggers; not functions of yours.",
+)
 def uninstall(database_url: str, dry_run: bool, yes: bool, cascade: bool) -> None:
-    """Remove realtime-db with all messages; roles stay."""
+    """Remove realtime-db with all messages; roles stay.
+
+    Refuses while something depends on it.
+    """
     from realtime_db.install import uninstall as removal
 
     if dry_run or not yes:
-        click.echo(asyncio.run(removal.look(database_url)).as_text())
+        click.echo(interrupts.run(removal.look(database_url)).as_text())
     if dry_run:
         return
     if not yes:
         click.confirm("Remove all of this?", abort=True)
-    click.echo(asyncio.run(removal.uninstall(database_url, cascade=cascade)))
+    click.echo(interrupts.run(removal.uninstall(database_url, cascade=cascade)))
 
 
 @main.group()
@@ -423,14 +483,14 @@ def slot() -> None:
     """The replication slots of servers: look at them, drop one."""
 
 
-@slot.command("status")
+@slot.command("status", short_help="Show the slots of servers, and the WAL held back for each.")
 @_database_url
 @click.option("--json", "as_json", is_flag=True, help="One JSON array.")
 def slot_status(database_url: str, as_json: bool) -> None:
     """Show the slots of this database's servers, and how much WAL is held back for each."""
     from realtime_db.wal import slots
 
-    found, limit = asyncio.run(slots.status(database_url))
+    found, limit = interrupts.run(slots.status(database_url))
     click.echo(
         json.dumps([dataclasses.asdict(one) for one in found])
         if as_json
@@ -438,9 +498,11 @@ def slot_status(database_url: str, as_json: bool) -> None:
     )
 
 
-@slot.command("drop")
+@slot.command("drop", short_help="Drop the slot of a server that will not run again.")
 @_database_url
-@click.option("--slot", "name", metavar="NAME", help="Which, if there are several.")
+@click.option(
+    "--slot", "name", metavar="NAME", callback=_not_empty, help="Which, if there are several."
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def slot_drop(database_url: str, name: str | None, yes: bool) -> None:
     """Drop the slot of a server that will not run again, so that no WAL is kept for it.
@@ -450,10 +512,10 @@ def slot_drop(database_url: str, name: str | None, yes: bool) -> None:
     """
     from realtime_db.wal import slots
 
-    chosen = asyncio.run(slots.choose(database_url, name))
+    chosen = interrupts.run(slots.choose(database_url, name))
     if not yes:
         click.confirm(f"Drop replication slot {chosen}?", abort=True)
-    asyncio.run(slots.drop_from(database_url, chosen))
+    interrupts.run(slots.drop_from(database_url, chosen))
     click.echo(f"replication slot {chosen} was dropped")
 
 

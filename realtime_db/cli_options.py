@@ -1,4 +1,4 @@
-"""What commands of more than one module take. Above: `cli` and `trigger_commands`."""
+"""What options of more than one command have. Above: `cli` and `trigger_commands`."""
 
 from __future__ import annotations
 
@@ -18,5 +18,12 @@ def database_url(command: Command) -> Command:
         show_envvar=True,
         required=True,
         metavar="URL",
-        help="postgresql://user:password@host:5432/database",
+        help="postgresql://user:password@host/database",
     )(command)
+
+
+def not_empty(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Refuses an empty text, which is mostly a variable of a script that was never set."""
+    if value == "":
+        raise click.UsageError(f"{param.opts[0]} is empty.", ctx)
+    return value

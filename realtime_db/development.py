@@ -12,9 +12,9 @@ next one too, for the folder of the data also keeps
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
+import re
 import secrets
 import shlex
 from pathlib import Path
@@ -29,7 +29,8 @@ from rich.console import Console
 from realtime_db import embedded, server
 from realtime_db.auth import tokens
 from realtime_db.database import conninfo_url
-from realtime_db.embedded.folders import read
+from realtime_db.embedded.folders import find_tree, read
+from realtime_db.errors import EmbeddedPostgresError
 from realtime_db.install import migrate
 from realtime_db.settings import Settings
 
@@ -47,8 +48,8 @@ supabase.channel('room:1')
   .subscribe((status, error) => console.log(status, error ?? ''))"""
 
 
-def run(data: Path | None, *, host: str, port: int) -> int:
-    """Runs until Ctrl-C.
+def run(data: Path | None, *, host: str, port: int) -> None:
+    """Runs until SIGTERM or Ctrl-C, which ends it orderly once it has said what it runs.
 
     Args:
         data: the folder to keep data and keys in; None is `~/.local/share/realtime-db`, or
@@ -56,19 +57,17 @@ def run(data: Path | None, *, host: str, port: int) -> int:
         host: where the server listens.
         port: where the server listens.
 
-    Returns:
-        The exit status.
+    Raises:
+        RealtimeDbError: the folder cannot be used, the port is taken, or something does not start.
+        KeyboardInterrupt: Ctrl-C while it was starting.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
-    folder = data or _default_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    # Ctrl-C that comes while it is starting raises.
-    with (
-        contextlib.suppress(KeyboardInterrupt),
-        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-    ):
-        runner.run(_run(folder, host, port, Console()))
-    return 0
+    folder, console = data or _default_folder(), Console()
+    server.listen(host, port).close()  # before anything is made
+    console.print(f"starting a private Postgres in {folder} …", soft_wrap=True, highlight=False)
+    _make(folder)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(folder, host, port, console))
 
 
 def _default_folder() -> Path:
@@ -78,11 +77,29 @@ def _default_folder() -> Path:
     return home / "realtime-db"
 
 
+def _make(folder: Path) -> None:
+    """Makes the folder and its files, or sees that they may be written.
+
+    Raises:
+        EmbeddedPostgresError: they may not.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _kept_secret(folder / "jwt-secret")
+        _kept_secret(folder / "database-password")
+        (folder / "postgres-port").open("a").close()
+    except OSError as error:
+        raise EmbeddedPostgresError(
+            f"{folder} cannot keep the data: {error.strerror or error}",
+            hint="Give a folder that this account may write: --data PATH",
+        ) from error
+
+
 async def _run(folder: Path, host: str, port: int, console: Console) -> None:
     secret = _kept_secret(folder / "jwt-secret")
     password = _kept_secret(folder / "database-password")
     port_file = folder / "postgres-port"
-    last = int(read(port_file) or 0)
+    last = _port_in(port_file)
     async with embedded.start(folder / "postgres", port_if_free=last) as postgres:
         if last not in (0, postgres.port):
             console.print(
@@ -94,8 +111,7 @@ async def _run(folder: Path, host: str, port: int, console: Console) -> None:
         settings = Settings(database_url=url, host=host, port=port, jwt_secrets=(secret,))
         async with server.serve(settings) as running:
             await running.following.wait()
-            address = f"http://{running.host}:{running.port}"
-            await server.until_signalled(running, lambda: _explain(console, address, url, folder))
+            await server.until_signalled(running, lambda: _explain(console, running, url, folder))
 
 
 def _kept_secret(path: Path) -> str:
@@ -103,6 +119,12 @@ def _kept_secret(path: Path) -> str:
         path.touch(mode=0o600)
         path.write_text(secrets.token_urlsafe(32))
     return path.read_text().strip()
+
+
+def _port_in(path: Path) -> int:
+    """The port in the file, or 0."""
+    text = read(path).strip()
+    return int(text) if re.fullmatch(r"[0-9]{1,5}", text) and int(text) < 65_536 else 0
 
 
 async def _own_database(admin_url: str, password: str) -> str:
@@ -119,8 +141,8 @@ async def _own_database(admin_url: str, password: str) -> str:
     return conninfo_url(make_conninfo(admin_url, user=OWNER, password=password, dbname=OWNER))
 
 
-def _explain(console: Console, url: str, database_url: str, folder: Path) -> None:
-    file = folder.resolve() / "jwt-secret"
+def _explain(console: Console, running: server.Server, database_url: str, folder: Path) -> None:
+    file, psql = folder.resolve() / "jwt-secret", find_tree(None) / "bin" / "psql"
     secret, made = _kept_secret(file), file.stat().st_mtime
 
     def key(role: str) -> str:
@@ -129,8 +151,12 @@ def _explain(console: Console, url: str, database_url: str, folder: Path) -> Non
     def show(text: str, *, markup: bool = True) -> None:
         console.print(text, soft_wrap=True, highlight=False, markup=markup)
 
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(running.host, running.host)  # noqa: S104
+    url = f"http://[{host}]:{running.port}" if ":" in host else f"http://{host}:{running.port}"
     anon = key("anon")
     show(f"[bold]URL[/]           {url}")
+    if host != running.host:
+        show("              (it listens on all addresses of this machine)")
     show(f"[bold]inspector[/]     {url}/#key={anon}")
     show(f"[bold]anon key[/]      {anon}")
     show(f"[bold]service key[/]   {key('service_role')}")
@@ -139,6 +165,7 @@ def _explain(console: Console, url: str, database_url: str, folder: Path) -> Non
         f'--jwt-secret "$(cat {shlex.quote(str(file))})"'
     )
     show(f"[bold]DATABASE_URL[/]  {database_url}")
+    show(f"[bold]psql[/]          {shlex.quote(str(psql))} {shlex.quote(database_url)}")
     show(f"[bold]data[/]          {folder}")
     show(
         "\nListen: put this into listen.mjs, then: "

@@ -1,4 +1,7 @@
-"""Finds `sql/` and `migrations/`: in a wheel below the package, in a checkout beside it."""
+"""Finds `sql/` and `migrations/`: in a wheel below the package, in a checkout beside it.
+
+And says how to install what is missing.
+"""
 
 from __future__ import annotations
 
@@ -22,3 +25,8 @@ def sql() -> Path:
 def migrations() -> Path:
     """The frozen releases: `env.py`, `versions/`, `sql/`, `SHA256SUMS`."""
     return _folder("migrations")
+
+
+def pip_install(extras: str) -> str:
+    """The command for extras such as `embedded,server`; no index has the package."""
+    return f"In a checkout of realtime-db: pip install '.[{extras}]'"

@@ -175,14 +175,15 @@ async def serve(settings: Settings) -> AsyncIterator[Server]:
             now=time.time,
             log=log,
         )
+        stack.callback(services.limits.flush)
         application = Application(services)
         tls = _tls(settings)
         answering: dict[socket.socket, Application | Front] = {}
         if settings.ops_port is None:
-            answering[_listen(settings.host, settings.port)] = application
+            answering[listen(settings.host, settings.port)] = application
         else:
-            answering[_listen(settings.host, settings.port)] = Front(application)
-            answering[_listen(settings.ops_host, settings.ops_port, "ops-")] = application
+            answering[listen(settings.host, settings.port)] = Front(application)
+            answering[listen(settings.ops_host, settings.ops_port, "ops-")] = application
         connections: set[HttpProtocol] = set()
         following = Following(
             settings, services, partial(_send_away, application, "Another server leads")
@@ -272,7 +273,12 @@ async def _drain(waits: Collection[asyncio.Future[None]]) -> None:
         await asyncio.wait(waits, timeout=DRAIN_SECONDS)
 
 
-def _listen(host: str, port: int, prefix: str = "") -> socket.socket:
+def listen(host: str, port: int, prefix: str = "") -> socket.socket:
+    """A socket that has the address.
+
+    Raises:
+        ServerError: the address is taken, or there is none such.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -20,11 +20,19 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from realtime_db.auth.tokens import Claims, KeySet, TokenError, UnusableKey, VerifiedTokens
+from realtime_db.auth.tokens import (
+    JWKS_HINT,
+    Claims,
+    KeySet,
+    TokenError,
+    UnusableKey,
+    VerifiedTokens,
+)
 
 MAX_FILE_BYTES: Final = 1_048_576
 FETCH_TIMEOUT_SECONDS: Final = 5.0
 RELOAD_INTERVAL_SECONDS: Final = 30.0
+SAFE_SECRET_BYTES: Final = 32
 
 _log = logging.getLogger(__name__)
 
@@ -136,6 +144,14 @@ class Keys:
         keys = KeySet(secrets, None if jwks is None else _parse(jwks, name))
         for reason in keys.skipped:
             _log.warning("%s: %s", name, reason)
+        # Later, a JWKS without keys retires them all.
+        if jwks is not None and not keys and self._content is None:
+            raise UnusableKey(f"{name} has no key that can be used", hint=JWKS_HINT)
+        if any(len(secret.encode()) < SAFE_SECRET_BYTES for secret in secrets):
+            _log.warning(
+                "a shared secret is shorter than %d bytes: it could be guessed from a token",
+                SAFE_SECRET_BYTES,
+            )
         self.current, self._content = keys, content
 
     def _load(self) -> tuple[tuple[str, ...], bytes | None]:
@@ -170,7 +186,10 @@ def _read_file(path: Path) -> bytes:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise UnusableKey(f"cannot read {path}: {error.strerror or error}") from error
+        raise UnusableKey(
+            f"cannot read {path}: {error.strerror or error}",
+            hint="Give the path of a file that this account may read.",
+        ) from error
     return _not_too_large(content, str(path))
 
 
@@ -227,4 +246,7 @@ def _parse(content: bytes, name: str) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UnusableKey(f"{name} is no JSON: {error}") from error
+        raise UnusableKey(
+            f"{name} is no JSON: {error}",
+            hint=JWKS_HINT,
+        ) from error

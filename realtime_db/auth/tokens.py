@@ -31,6 +31,8 @@ from realtime_db.errors import RealtimeDbError
 MAX_TOKEN_CHARACTERS: Final = 65_536
 """A longer token is malformed: a stranger must not make us parse megabytes."""
 
+JWKS_HINT: Final = "Give --jwks what your identity provider names as its jwks_uri, or a copy of it."
+
 _KEY_TYPES: Final = {
     **dict.fromkeys(("HS256", "HS384", "HS512"), "oct"),
     **dict.fromkeys(("RS256", "RS384", "RS512"), "RSA"),
@@ -186,7 +188,7 @@ class KeySet:
             UnusableKey: a secret is empty or a public key, or `jwks` is no JWKS.
         """
         self.skipped: list[str] = []
-        self._secrets = tuple(_import("oct", {"k": secret}) for secret in secrets)
+        self._secrets = tuple(map(_import_secret, secrets))
         self._jwks: dict[tuple[str, str], list[Key]] | None = None
         if jwks is not None:
             self._jwks = {}
@@ -198,6 +200,10 @@ class KeySet:
                 else:
                     self._jwks.setdefault(type_and_kid, []).append(key)
         self._kids = {kid for _, kid in self._jwks or ()}
+
+    def __bool__(self) -> bool:
+        """Whether there is any key."""
+        return bool(self._secrets or self._jwks)
 
     def _signers(self, header: Mapping[str, Any]) -> tuple[Any, Iterable[Key], str | None]:
         """The algorithm that a header names, the keys to try, and its kid if we lack it."""
@@ -351,7 +357,7 @@ def mint(
     if sub is not None:
         content |= {"sub": sub}
     header = {"alg": algorithm} if kid is None else {"alg": algorithm, "kid": kid}
-    key = _import("oct", {"k": secret})
+    key = _import_secret(secret)
     return jwt.encode(header, content | dict(claims or {}), key, algorithms=[algorithm])
 
 
@@ -411,7 +417,7 @@ def _round(value: object) -> int | None:
 def _jwks_keys(jwks: Mapping[str, Any]) -> list[Any]:
     keys = jwks.get("keys") if isinstance(jwks, Mapping) else None
     if not isinstance(keys, list):
-        raise UnusableKey('the JWKS is no JSON object of the form {"keys": […]}')
+        raise UnusableKey('the JWKS is no JSON object of the form {"keys": […]}', hint=JWKS_HINT)
     return keys
 
 
@@ -432,6 +438,14 @@ def _import_jwk(jwk: object) -> tuple[tuple[str, str], Key]:
         except MalformedToken as error:
             raise UnusableKey("its k is no base64url") from error
     return (key_type, kid), _import(key_type, members)
+
+
+def _import_secret(secret: str | bytes) -> Key:
+    if not secret:
+        raise UnusableKey(
+            "the secret is empty", hint="Make one, for instance with: openssl rand -base64 32"
+        )
+    return _import("oct", {"k": secret})
 
 
 def _import(key_type: str, members: Mapping[str, Any]) -> Key:

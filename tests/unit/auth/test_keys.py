@@ -247,8 +247,9 @@ def test_what_is_no_jwks_is_refused_in_a_sentence(
     file.write_bytes(content)
 
     for source in (endpoint.url, str(file)):
-        with pytest.raises(UnusableKey):
+        with pytest.raises(UnusableKey) as raised:
             run(Keys(jwks=source).reload())
+        assert len(content) > MAX_FILE_BYTES or "--jwks" in str(raised.value.hint)
 
 
 def test_a_server_that_is_not_there_is_named_without_its_password(run: Run) -> None:
@@ -325,8 +326,9 @@ def test_an_unusable_key_is_logged_and_left_out(
 def test_missing_files_are_named(tmp_path: Path, run: Run) -> None:
     missing = tmp_path / "missing"
     for keys in (Keys(jwks=str(missing)), Keys(secrets_file=missing)):
-        with pytest.raises(UnusableKey, match="missing"):
+        with pytest.raises(UnusableKey, match="missing") as raised:
             run(keys.reload())
+        assert raised.value.hint
 
 
 def test_a_file_without_a_secret_is_refused(tmp_path: Path, run: Run) -> None:
@@ -334,3 +336,36 @@ def test_a_file_without_a_secret_is_refused(tmp_path: Path, run: Run) -> None:
 
     with pytest.raises(UnusableKey):
         run(Keys(secrets_file=tmp_path / "secrets").reload())
+
+
+@pytest.mark.parametrize("secrets", [[], [SECRET]], ids=["alone", "with a secret"])
+def test_a_server_does_not_start_without_a_key(
+    endpoint: Endpoint, run: Run, secrets: list[str]
+) -> None:
+    endpoint.content = json.dumps({"keys": [{"kty": "EC", "kid": "broken"}]}).encode()
+    keys = Keys(secrets=secrets, jwks=endpoint.url)
+
+    if secrets:
+        run(keys.reload())
+    else:
+        with pytest.raises(UnusableKey, match="no key"):
+            run(keys.reload())
+
+
+def test_a_jwks_that_has_lost_its_keys_retires_them(endpoint: Endpoint, run: Run) -> None:
+    keys = Keys(jwks=endpoint.url)
+    run(keys.reload())
+    endpoint.content = jwks()
+    run(keys.reload())
+
+    with pytest.raises(NoSigner):
+        run(keys.verify(token(FIRST), NOW))
+
+
+@pytest.mark.parametrize(("length", "warned"), [(31, True), (32, False)])
+def test_a_secret_that_could_be_guessed_is_warned_of(
+    run: Run, caplog: pytest.LogCaptureFixture, length: int, warned: bool
+) -> None:
+    run(Keys(secrets=[SECRET, "x" * length]).reload())
+
+    assert ("shorter than 32 bytes" in caplog.text) is warned

@@ -289,8 +289,10 @@ def test_what_is_no_jwks_is_said_so(jwks: Any) -> None:
 
 
 def test_an_empty_secret_is_refused() -> None:
-    with pytest.raises(UnusableKey):
+    with pytest.raises(UnusableKey, match="the secret is empty"):
         KeySet([""])
+    with pytest.raises(UnusableKey, match="the secret is empty"):
+        mint("", role="anon", now=NOW)
 
 
 # Form
