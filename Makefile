@@ -71,7 +71,7 @@ $(VENV)/.dev: pyproject.toml
 # Tools with wishes of their own: atheris is for some Pythons only, pgspot needs one pglast.
 $(VENV)/fuzz/.ready: pyproject.toml
 	@test -d $(@D) || $(PYTHON) -m venv $(@D)
-	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[server]' 'atheris>=3'
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[client,server]' 'atheris>=3'
 	@touch $@
 
 $(VENV)/audit/.ready: Makefile

@@ -28,7 +28,11 @@ class Delivery:
         self.forget()
 
     def forget(self) -> None:
-        """What was handed on does not matter any more: those who got it are gone."""
+        """What was handed on does not matter any more, nor do its ids.
+
+        Those who got it are gone, or the database is another one.
+        """
+        self._services.hub.forget_seen()
         self._last = (0, 0)  # transaction and position of the last message
         self._partly: dict[int, int] = {}  # transactions that came in part, and up to where
         self._commit_lsn = self._handed = 0  # of the last transaction, and how much of it came
@@ -73,6 +77,7 @@ class Delivery:
         partly = self._partly
         partly.update([self._last])
         count = 0
+        await self.written()  # also what `tell_missing` said: no cursor may say more before
         async for page in missed.pages(order):
             for message in page:
                 number = message.transaction_id
@@ -113,9 +118,7 @@ class Delivery:
         binary = message.binary_payload
         payload = binary if binary is not None else message.payload
         assert payload is not None, "the decoder skips rows without a payload"
-        if len(payload) > services.settings.max_payload_bytes:
-            text = "message %s of %d bytes to %s was not delivered"
-            services.limits.over("max_payload_bytes", text, message.id, len(payload), message.topic)
+        if not services.fits(message.id, len(payload), message.topic):
             return
         services.hub.publish(
             key,

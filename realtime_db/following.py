@@ -67,7 +67,8 @@ class Following:
     Args:
         settings: of the server.
         services: is told how things stand; its hub gets the messages.
-        on_standby: called when another server leads, or led; whoever is connected has to resume.
+        send_away: called, with the reason, when whoever is connected has to resume, here or at
+            another server.
 
     Attributes:
         following: set while messages come.
@@ -75,14 +76,14 @@ class Following:
     """
 
     def __init__(
-        self, settings: Settings, services: Services, on_standby: Callable[[], object]
+        self, settings: Settings, services: Services, send_away: Callable[[str], object]
     ) -> None:
         if settings.slot is not None:
             slots.check_name(settings.slot)
         self._settings = settings
         self._services = services
         self._delivery = Delivery(services)
-        self._on_standby = on_standby
+        self._send_away = send_away
         self.following = asyncio.Event()
         self.decided = asyncio.Event()
         self._complaints = logs.Complaints(log)
@@ -175,7 +176,7 @@ class Following:
                 services.standby = True
                 self._leader_pid = None
                 log.info("this server is a standby: another one leads")
-                self._on_standby()
+                self._send_away("Another server leads")
                 self._forget()
             self.decided.set()
             await asyncio.sleep(leadership.TRY_SECONDS)
@@ -246,7 +247,7 @@ class Following:
         async with self._open(slot) as stream:
             if self._is_behind(stream):
                 log.warning("another server led meanwhile: clients are sent away, to resume")
-                self._on_standby()
+                self._send_away("Another server led meanwhile")
                 self._forget()
                 self._first = look
             self._identify(stream.cluster, "w")
@@ -297,6 +298,11 @@ class Following:
             interval_seconds=settings.poll_seconds,
             on_connected=self._connections.append,
         ) as poller:
+            if progress.source == "w" and progress.cluster:
+                # What commits between the two nobody brings.
+                log.warning("messages come from the table now: clients are sent away, to resume")
+                self._send_away("Messages come from the table now")
+                self._forget()
             self._identify(poller.cluster, "p")
             if self._owed_by_time_us is not None:
                 delivery.tell_missing(iso(int(services.now() * 1_000_000)))

@@ -213,6 +213,13 @@ class Hub:
         if not topic.subscribers and not topic.taps:
             del self._topics[key]
 
+    def forget_seen(self) -> None:
+        """Makes every subscriber get everything: ids mean other transactions from now on."""
+        for topic in self._topics.values():
+            for subscription in topic.skipping:
+                subscription.seen = None
+            topic.skipping.clear()
+
     def has_subscribers(self, key: Key) -> bool:
         """Whether anybody would get what is published to a topic."""
         return key in self._topics

@@ -42,6 +42,7 @@ class Counts:
         leading: whether this server reads the database's slot, or has one of its own.
         recoveries: how often messages came from the table, for a slot was lost; since the start.
         gaps: how often some of these were no longer stored, since the start.
+        resume_gaps: how often somebody resumed to what may be no longer stored, since the start.
     """
 
     connections: Mapping[str, int]
@@ -55,6 +56,7 @@ class Counts:
     leading: bool
     recoveries: int
     gaps: int
+    resume_gaps: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +133,8 @@ class Metrics(Collector):
         yield _gauge("leader", "Whether this server is no standby.", counts.leading)
         yield _counter("slot_recoveries", "Slots made anew: see the log.", counts.recoveries)
         yield _counter("gaps", "Of these, with messages no longer stored.", counts.gaps)
+        text = "Resumes with messages no longer stored."
+        yield _counter("resume_gaps", text, counts.resume_gaps)
         database = self._database
         yield _gauge("database_up", "Whether the database answers.", database is not None)
         if database is None:

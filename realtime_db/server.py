@@ -185,9 +185,7 @@ async def serve(settings: Settings) -> AsyncIterator[Server]:
             answering[listen(settings.host, settings.port)] = Front(application)
             answering[listen(settings.ops_host, settings.ops_port, "ops-")] = application
         connections: set[HttpProtocol] = set()
-        following = Following(
-            settings, services, partial(_send_away, application, "Another server leads")
-        )
+        following = Following(settings, services, partial(_send_away, application))
         tasks = [loop.create_task(following.run(), name="following")]
         stack.push_async_callback(_end, tasks)
         with suppress(TimeoutError):

@@ -26,7 +26,7 @@ from realtime_db.errors import ConnectionFailed
 from realtime_db.progress import Known, Progress
 from realtime_db.protocol.broadcast import Broadcast, Replayed
 from realtime_db.protocol.join import Replay
-from realtime_db.protocol.services import Polls, Subscriber
+from realtime_db.protocol.services import Polls, Services, Subscriber
 from realtime_db.wal.slot import first_line
 
 PAGE_MESSAGES: Final = 500
@@ -50,11 +50,20 @@ _LOOK: Final = """
     (extract(epoch from clock_timestamp()) * 1000000)::bigint
 """
 
+# Of a payload that is too large to be delivered only the size is fetched. `offset 0` has its text
+# made once, and not for each time that it is mentioned.
+_MESSAGE: Final = """
+    m.topic, m.id::text, m.event,
+    case when octet_length(content.json) <= %(max_bytes)s then content.json end,
+    case when octet_length(m.binary_payload) <= %(max_bytes)s then m.binary_payload end,
+    coalesce(octet_length(m.binary_payload), octet_length(content.json)), m.transaction_id::text
+"""
+_CONTENT: Final = "lateral (select m.payload::text as json offset 0) as content"
+
 # Walks the primary key of each partition backwards, and stops after `limit` rows. There is a row
 # for the snapshot even if there is no message.
 _LATEST: Final = f"""
-    select snapshot.*, latest.topic, latest.id::text, latest.event, latest.payload::text,
-        latest.binary_payload, latest.transaction_id::text
+    select snapshot.*, {_MESSAGE}
     from (select {_LOOK}) as snapshot (seen, taken)
     left join lateral (
         select * from realtime.messages
@@ -65,8 +74,9 @@ _LATEST: Final = f"""
             and inserted_at < (now() at time zone 'utc') + interval '1 minute'
         order by inserted_at desc, position desc
         limit %(limit)s
-    ) as latest on true
-    order by latest.inserted_at, latest.position
+    ) as m on true
+    left join {_CONTENT} on true
+    order by m.inserted_at, m.position
 """  # noqa: S608 - constants of ours
 
 # The lock first, and then the snapshot: of a partition that is dropped in between, the messages
@@ -99,8 +109,7 @@ _TRANSACTIONS: Final = f"""
 # Whole rows are sorted by what is small in them; payloads are read afterwards, one by one. An order
 # that is not known is that of what was delivered long ago, or of what the WAL is about to bring.
 _AFTER: Final = f"""
-    select m.topic, m.id::text, m.event, m.payload::text, m.binary_payload, m.transaction_id::text,
-        m.position, m.place, m.underway
+    select {_MESSAGE}, m.position, m.place, m.underway
     from (
         select
             stored.*,
@@ -115,11 +124,12 @@ _AFTER: Final = f"""
             and not coalesce(
                 (known.place, transaction_id, position)
                 <= (%(order)s, %(transaction_id)s::text::xid8, %(position)s),
-                false
+                transaction_id = %(transaction_id)s::text::xid8 and position <= %(position)s
             )
         order by underway, coalesce(known.place, 0), transaction_id, position
         offset 0
     ) as m
+    cross join {_CONTENT}
 """  # noqa: S608 - constants of ours
 
 _LAST: Final = (1 << 63) - 1
@@ -193,18 +203,24 @@ class StoredMessages:
         self.polls: Polls | None = None
         self._resumes = asyncio.Semaphore(max(1, pool.max_size // 2))
 
-    async def latest(self, topic: str, replay: Replay, progress: Progress) -> Replayed:
+    async def latest(self, topic: str, replay: Replay, services: Services) -> Replayed:
         """The latest messages of a private topic, oldest first, and what was to be seen.
 
         Args:
             topic: the sub-topic.
             replay: since when, and how many at most.
-            progress: what has been handed on, which is waited for.
+            services: what has been handed on is waited for; what is too large is left out.
 
         Raises:
             ReplayFailed: they could not be read.
         """
-        wanted = {"topic": topic, "since": replay.since_ms / 1000, "limit": replay.limit}
+        progress = services.progress
+        wanted = {
+            "topic": topic,
+            "since": replay.since_ms / 1000,
+            "limit": replay.limit,
+            "max_bytes": services.settings.max_payload_bytes,
+        }
         unseen = progress.unseen()
         for pause in _PAUSES_SECONDS:
             rows = await self._read(wanted)
@@ -215,7 +231,8 @@ class StoredMessages:
             await asyncio.sleep(pause)
         else:
             raise _never_seen(unseen)
-        messages = [_message(row[2:]) for row in rows if row[2] is not None]
+        found = [_message(row[2:], services) for row in rows if row[2] is not None]
+        messages = [message for message in found if message is not None]
         return Replayed(messages, seen, _cursor_after(seen, rows[0][1], progress))
 
     async def _read(self, wanted: dict[str, object]) -> list[tuple[Any, ...]]:
@@ -234,7 +251,7 @@ class StoredMessages:
         *,
         private: bool,
         cursor: Cursor,
-        progress: Progress,
+        services: Services,
         subscriber: Subscriber,
     ) -> AsyncIterator[Resumption]:
         """Reads all that came after a cursor, in one snapshot, while the block lasts.
@@ -243,7 +260,7 @@ class StoredMessages:
             topics: the sub-topics.
             private: whether the private messages or the public ones.
             cursor: what the subscriber has been given.
-            progress: what has been handed on, and in which order.
+            services: know what has been handed on, in which order, and what is too large.
             subscriber: has to keep what is published from his turn on, for some of it may be
                 missing here.
 
@@ -251,6 +268,7 @@ class StoredMessages:
             IncreaseConnectionPool: others took too long.
             ReplayFailed: they could not be read.
         """
+        progress = services.progress
         try:
             async with asyncio.timeout(WAIT_SECONDS):
                 await self._resumes.acquire()
@@ -275,6 +293,7 @@ class StoredMessages:
                 wanted |= {"topics": list(topics), "private": private}
                 wanted["since"] = _EPOCH + timedelta(microseconds=since_us)
                 wanted["until"] = None if until is None else str(until)
+                wanted["max_bytes"] = services.settings.max_payload_bytes
                 if polls is not None:
                     ids = await (await connection.execute(_TRANSACTIONS, wanted)).fetchall()
                     known = await polls.known(connection, [int(row[0]) for row in ids], since_us)
@@ -285,10 +304,12 @@ class StoredMessages:
                 prefix = cursor.horizon.prefix(progress.source) if mine else ""
                 rows = connection.cursor().stream(_AFTER, wanted)
                 async with aclosing(cast("AsyncGenerator[tuple[Any, ...]]", rows)):
-                    pages = _pages(rows, prefix, given, progress)
+                    pages = _pages(rows, prefix, given, services)
                     async with asyncio.timeout(self._pool.timeout):
                         first: list[Broadcast] = await anext(pages, [])
                     gap = None if gap_us is None else iso(gap_us)
+                    if gap is not None:
+                        services.missed(topics, gap)
                     after = _cursor_after(seen, taken_us, progress)
                     yield Resumption(seen, after, gap, first, pages)
         except (psycopg.Error, PoolTimeout, TimeoutError, ConnectionFailed) as error:
@@ -353,10 +374,6 @@ def _wanted(
     elif floor_us < oldest_us:
         gap_us = max(oldest_us, gap_us or 0)
     known = progress.known(before)
-    # The cursor itself says the order of one transaction.
-    if last[1] and last[1] not in known.transaction_ids:
-        known.transaction_ids.append(last[1])
-        known.orders.append(min(last[0], _LAST))
     return (
         since_us,
         gap_us,
@@ -379,15 +396,18 @@ def _as_arrays(known: Known) -> dict[str, object]:
 
 
 async def _pages(
-    rows: AsyncIterator[tuple[Any, ...]], prefix: str, given: int, progress: Progress
+    rows: AsyncIterator[tuple[Any, ...]], prefix: str, given: int, services: Services
 ) -> AsyncIterator[list[Broadcast]]:
     """What `_AFTER` reads, a page at a time, with cursors up to the order `given`."""
+    progress = services.progress
     page: list[Broadcast] = []
     underway: list[tuple[int, Broadcast]] = []
     size = 0
     try:
         async for *row, position, place, is_underway in rows:
-            message = _message(tuple(row))
+            message = _message(tuple(row), services)
+            if message is None:
+                continue
             if prefix and place is not None and place <= given:
                 cursor = join(prefix, place, message.transaction_id, position)
                 message = message._replace(cursor=cursor)
@@ -421,8 +441,11 @@ async def _in_order(underway: list[tuple[int, Broadcast]], progress: Progress) -
     return [message for _, message in sorted(underway, key=place)]
 
 
-def _message(row: tuple[Any, ...]) -> Broadcast:
-    topic, row_id, event, payload, binary, transaction_id = row
+def _message(row: tuple[Any, ...], services: Services) -> Broadcast | None:
+    """What `_MESSAGE` reads; None if it is too large."""
+    topic, row_id, event, payload, binary, size, transaction_id = row
+    if not services.fits(row_id, size, topic):
+        return None
     return Broadcast(
         f"realtime:{topic}",
         event,

@@ -18,6 +18,7 @@ from realtime_db.client.errors import (
     JoinRefused,
     MessagesMissing,
     NotAnswered,
+    PayloadUnreadable,
     SendRefused,
     TokenUnavailable,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "Message",
     "MessagesMissing",
     "NotAnswered",
+    "PayloadUnreadable",
     "SendRefused",
     "Subscription",
     "TokenUnavailable",

@@ -17,7 +17,7 @@ from enum import Enum
 from functools import cached_property
 from typing import Any, Final
 
-from realtime_db.client.errors import ClientError, MessagesMissing
+from realtime_db.client.errors import ClientError, MessagesMissing, PayloadUnreadable
 from realtime_db.client.seen import Seen
 from realtime_db.client.wire import PREFIX, Broadcast
 
@@ -50,8 +50,15 @@ class Message:
     @cached_property
     def payload(self) -> Any:
         """The payload, decoded: bytes if `binary`. Of numbers with a fraction only what a float
-        can hold; `json.loads(message.raw, parse_float=Decimal)` has every digit."""
-        return self.raw if self.binary else json.loads(self.raw)
+        can hold; `json.loads(message.raw, parse_float=Decimal)` has every digit.
+
+        Raises:
+            PayloadUnreadable: it is nested too deeply, say.
+        """
+        try:
+            return self.raw if self.binary else json.loads(self.raw)
+        except (ValueError, RecursionError) as error:
+            raise PayloadUnreadable(self.topic, str(error)) from error
 
 
 class State(Enum):
@@ -281,6 +288,6 @@ class Channel:
 def _time(text: str) -> datetime | None:
     try:
         time = datetime.fromisoformat(text)
-    except ValueError:
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):  # the latter of the year 1, in a zone
         return None
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)

@@ -21,6 +21,7 @@ from weakref import WeakValueDictionary
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
+from realtime_db.client import wire
 from realtime_db.client.backoff import Backoff
 from realtime_db.client.channel import Channel, Message, State
 from realtime_db.client.connection import STEADY_SECONDS, Connection
@@ -252,8 +253,12 @@ class Client:
             NotAnswered: it may have been sent or not. Without the right to send to a private topic
                 no answer comes either.
             JoinRefused: the topic may not be joined.
-            ValueError: the client follows this topic the other way, private or public.
+            ValueError: the client follows this topic the other way, private or public; or the
+                payload has what JSON does not, such as NaN, or is nested too deeply.
+            TypeError: the payload has a value of another type than JSON has. Give dates and the
+                like as text.
         """
+        body = wire.body(payload)
         wish = {"ttl": ttl_seconds} if ttl_seconds is not None else persist or None
         try:
             async with asyncio.timeout(answer_seconds):
@@ -262,12 +267,12 @@ class Client:
                     if channel.private is not private:
                         kind = "private" if channel.private else "public"
                         raise ValueError(f"{topic!r} is followed as a {kind} topic")
-                    return await self._push(channel, event, payload, wish)
+                    return await self._push(channel, event, body, wish)
                 async with self._lock(PREFIX + topic):
                     channel = Channel(topic, private=private, mute=True)
                     try:
                         self._add(channel)
-                        return await self._push(channel, event, payload, wish)
+                        return await self._push(channel, event, body, wish)
                     finally:
                         self._close(channel)
         except TimeoutError as error:
@@ -276,12 +281,14 @@ class Client:
                 hint="Who may not write to a private topic gets none; see docs/policies.md.",
             ) from error
 
-    async def _push(self, channel: Channel, event: str, payload: Any, persist: Any) -> str | None:
+    async def _push(
+        self, channel: Channel, event: str, body: wire.Body, persist: Any
+    ) -> str | None:
         while True:
             await _joined(channel)
             connection = self._connection
             if connection is not None and channel.state is State.JOINED:
-                return await connection.push(channel, event, payload, persist)
+                return await connection.push(channel, event, body, persist)
 
     # Channels
 

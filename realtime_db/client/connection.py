@@ -229,12 +229,12 @@ class Connection:
         finally:
             self._answers.pop(ref, None)
 
-    async def push(self, channel: Channel, event: str, payload: Any, persist: Any) -> str | None:
+    async def push(self, channel: Channel, event: str, body: wire.Body, persist: Any) -> str | None:
         """Sends a broadcast on a joined channel; its id if it was stored."""
         assert channel.join_ref is not None, "only what was asked to join can be joined"
         ref = next(self._refs)
         frame = wire.push(
-            channel.full_topic, event, payload, join_ref=channel.join_ref, ref=ref, persist=persist
+            channel.full_topic, event, body, join_ref=channel.join_ref, ref=ref, persist=persist
         )
         answer = await self._ask(ref, frame)
         response = answer.get("response")

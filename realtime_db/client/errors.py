@@ -5,6 +5,7 @@
     ├── ConnectRefused     the server does not take the key, or is none of ours
     ├── JoinRefused        the topic may not be followed, or the cursor cannot be read
     ├── TokenUnavailable   the callable that gives tokens failed
+    ├── PayloadUnreadable  a sender's JSON is more than Python reads
     ├── SendRefused        a broadcast was not sent
     └── NotAnswered        it is not known whether a broadcast was sent
 
@@ -80,6 +81,22 @@ class JoinRefused(ClientError):
 
 class TokenUnavailable(ClientError):
     """The callable that gives tokens raised an error, which is the cause of this one."""
+
+
+class PayloadUnreadable(ClientError):
+    """The JSON of a message is nested too deeply for Python, or has a number that is too long.
+
+    It came all the same: `Message.raw` has it, and the iteration goes on.
+
+    Args:
+        topic: without `realtime:`.
+        reason: what `json` says.
+    """
+
+    def __init__(self, topic: str, reason: str) -> None:
+        super().__init__(f"the payload of a message to {topic!r} cannot be read: {reason}")
+        self.topic = topic
+        self.reason = reason
 
 
 class SendRefused(ClientError):

@@ -6,6 +6,8 @@ out with its names and nothing else. Payloads of users stay the bytes that came.
 
 from __future__ import annotations
 
+import math
+from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -67,6 +69,18 @@ class Control(NamedTuple):
     join_ref: str | None
     ref: str | None
     payload: dict[str, Any]
+
+
+class Body(NamedTuple):
+    """The payload of a broadcast that is to be sent.
+
+    Attributes:
+        data: JSON text, or anything if `binary`.
+        binary: whether it is bytes and no JSON.
+    """
+
+    data: bytes
+    binary: bool
 
 
 class _Meta(msgspec.Struct):
@@ -185,29 +199,67 @@ def text(topic: str, event: str, payload: Any, join_ref: str | None, ref: str) -
     return _encode([join_ref, ref, topic, event, payload]).decode()
 
 
+def body(payload: Any) -> Body:
+    """A payload as it goes out.
+
+    Args:
+        payload: bytes go out as they are, anything else as JSON.
+
+    Raises:
+        ValueError: it is nested too deeply, or has what JSON does not, such as NaN.
+        TypeError: it has a value of another type than JSON has.
+    """
+    if isinstance(payload, bytes | bytearray | memoryview):
+        return Body(bytes(payload), binary=True)
+    try:
+        _check(payload)
+        return Body(_encode(payload), binary=False)
+    except RecursionError as error:
+        raise ValueError("the payload is nested too deeply") from error
+
+
+def _check(value: Any) -> None:
+    """Refuses what would arrive as something else: msgspec makes null of NaN, a list of a set."""
+    match value:
+        case None | str() | int():
+            pass
+        case float() | Decimal():
+            if not math.isfinite(value):
+                raise ValueError(f"JSON has no {value}: give a finite number, or None")
+        case list() | tuple():
+            for one in value:
+                _check(one)
+        case dict():
+            for key, one in value.items():
+                if not isinstance(key, str):
+                    kind = type(key).__name__
+                    raise TypeError(f"a key in JSON is text, and {key!r} is of the type {kind}")
+                _check(one)
+        case _:
+            kind = type(value).__name__
+            raise TypeError(f"JSON has no {kind}: give text, numbers, lists and dicts")
+
+
 def push(
-    topic: str, event: str, payload: Any, *, join_ref: str, ref: str, persist: Any = None
+    topic: str, event: str, body: Body, *, join_ref: str, ref: str, persist: Any = None
 ) -> bytes:
     """The frame of a broadcast.
 
     Args:
         topic: the full one.
         event: the user's name for it, at most 255 bytes.
-        payload: bytes go out as they are, anything else as JSON.
+        body: the payload.
         join_ref: of the channel.
         ref: names the push.
         persist: True to store it, `{"ttl": seconds}` for so long, None for neither.
 
     Raises:
-        ValueError: the name of the event is too long, or JSON has no such value.
-        TypeError: JSON has nothing for it.
+        ValueError: the name of the topic or the event is too long.
     """
-    binary = isinstance(payload, bytes | bytearray | memoryview)
-    body = bytes(payload) if binary else _encode(payload)
     metadata = b"" if persist is None else _encode({"persist": persist})
     fields = (join_ref.encode(), ref.encode(), topic.encode(), event.encode(), metadata)
     sizes = tuple(map(len, fields))
     if max(sizes) > _MAX_FIELD_BYTES:
         raise ValueError(f"topic or event has over {_MAX_FIELD_BYTES} bytes: {topic!r}, {event!r}")
-    header = bytes((_USER_BROADCAST_PUSH, *sizes, 0 if binary else 1))
-    return b"".join((header, *fields, body))
+    header = bytes((_USER_BROADCAST_PUSH, *sizes, 0 if body.binary else 1))
+    return b"".join((header, *fields, body.data))

@@ -138,9 +138,9 @@ class Channel(Asking):
         self.connection.throw_out()
 
     @property
-    def holds(self) -> bool:
-        """Whether it is still being sent what is stored."""
-        return self._held is not None
+    def is_behind(self) -> bool:
+        """Whether its join has not been answered, or it is still being sent what is stored."""
+        return self._timer is None or self._held is not None
 
     def opened(self) -> None:
         """The join has been answered: what follows the reply."""
@@ -290,7 +290,7 @@ class Channel(Asking):
 
     def _leaves_early(self, push: Push) -> bool:
         """Whether it is a leave that need not wait until all that is stored has been sent."""
-        return push.event == "phx_leave" and self.holds and self._timer is not None
+        return push.event == "phx_leave" and self.is_behind and self._timer is not None
 
     @property
     def _tracking(self) -> Tracker:

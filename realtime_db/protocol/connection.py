@@ -116,11 +116,11 @@ class Connection:
     def _heartbeat(self, push: Push) -> None:
         """Answers; a client that asks for it is told the cursor of who has been given all so far.
 
-        It is not that of a channel that is still being sent what is stored.
+        It is not that of a channel that waits for its join, or is being sent what is stored.
         """
         cursor = ""
         if push.payload != b"{}" and asks_for_cursor(push.payload):
-            is_behind = any(channel.holds for channel in self.channels.values())
+            is_behind = any(channel.is_behind for channel in self.channels.values())
             cursor = "" if is_behind else self.services.progress.now
         response = b'{"cursor":"%b"}' % cursor.encode() if cursor else b"{}"
         self.send(self.framing.reply(_PHOENIX, join_ref=None, ref=push.ref, response=response))
@@ -292,7 +292,7 @@ class Connection:
             if channel.join.replay is not None and channel.is_open:
                 channel.hold()
                 replayed = await self.services.stored.latest(
-                    channel.sub_topic, channel.join.replay, self.services.progress
+                    channel.sub_topic, channel.join.replay, self.services
                 )
                 return partial(self._replayed, channel, push, replayed)
         except TokenError as error:
@@ -333,7 +333,7 @@ class Connection:
                 [channel.sub_topic],
                 private=channel.join.private,
                 cursor=cursor,
-                progress=services.progress,
+                services=services,
                 subscriber=channel,
             ) as resumption:
                 if channel.is_open:

@@ -1,8 +1,9 @@
 """How often something may happen, and what becomes known of it when it did not. No I/O here.
 
 Whatever is refused or dropped for a limit goes through `Limits`: it is counted under the name of
-the setting, which `/metrics` shows, and logged: the first time at once, and then how many more
-there were, so that a flood is not one of the log as well.
+the setting, which `/metrics` shows, and logged: the first of some seconds at once, and then how
+many more there were, so that a flood is not one of the log as well. Stored messages are counted by
+themselves, for nothing that a client does may hide which of them nobody got.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from realtime_db.wheel import Wheel
 
 BURST_SECONDS: Final = 10.0
 SUMMARY_SECONDS: Final = 10.0
+NAMED: Final = 20
+"""How many stored messages are logged one by one, of those in `SUMMARY_SECONDS`."""
 
 CODES: Final = {
     "max_payload_bytes": "PayloadSizeExceeded",
@@ -25,7 +28,7 @@ CODES: Final = {
     "max_joins_per_second": "ClientJoinRateLimitReached",
     "max_messages_per_second": "MessagePerSecondRateLimitReached",
     "max_bytes_per_second": "BytePerSecondRateLimitReached",
-    "max_deliveries_per_second": "MessagePerSecondRateLimitReached",
+    "max_deliveries_per_second": "DeliveryPerSecondRateLimitReached",
     "max_write_buffer_bytes": "SlowClient",
 }
 """What the log calls it when a limit strikes, by its setting."""
@@ -88,32 +91,42 @@ class Limits:
         self._wheel = wheel
         self._now = now
         self._log = log
-        self._unsaid: dict[str, int] = {}
+        # (limit, whether stored messages) -> how many in the last seconds
+        self._counts: dict[tuple[str, bool], int] = {}
         self.struck = dict.fromkeys(CODES, 0)
 
-    def over(self, limit: str, text: str, *values: object) -> None:
+    def over(self, limit: str, text: str, *values: object, stored: bool = False) -> None:
         """Something was over a limit.
 
         Args:
             limit: one of `CODES`.
             text: what became of it, for the log.
             values: for `text`.
+            stored: whether it was a stored message, which `text` names.
         """
         self.struck[limit] += 1
-        if limit in self._unsaid:
-            self._unsaid[limit] += 1
-            return
-        self._log.warning(f"{CODES[limit]}: {text}", *values)
-        self._begin(limit)
+        kind = (limit, stored)
+        if kind not in self._counts:
+            self._counts[kind] = 0
+            self._wheel.schedule(self._now() + SUMMARY_SECONDS, lambda: self._sum_up(kind))
+        self._counts[kind] += 1
+        if self._counts[kind] <= _most(stored):
+            self._log.warning(f"{CODES[limit]}: {text}", *values)
 
-    def _begin(self, limit: str) -> None:
-        """Counts quietly for some seconds."""
-        self._unsaid[limit] = 0
-        self._wheel.schedule(self._now() + SUMMARY_SECONDS, lambda: self._sum_up(limit))
+    def flush(self) -> None:
+        """Says what has been counted: the server is about to end."""
+        for kind in list(self._counts):
+            self._sum_up(kind)
 
-    def _sum_up(self, limit: str) -> None:
-        more = self._unsaid.pop(limit)
-        if more:
-            text = "%s: %d more in %g seconds were over %s"
-            self._log.warning(text, CODES[limit], more, SUMMARY_SECONDS, limit)
-            self._begin(limit)
+    def _sum_up(self, kind: tuple[str, bool]) -> None:
+        limit, stored = kind
+        more = self._counts.pop(kind, 0) - _most(stored)
+        if more > 0:
+            what = f"{more} more stored messages" if stored else f"{more} more"
+            text = "%s: %s within %g seconds were over %s"
+            self._log.warning(text, CODES[limit], what, SUMMARY_SECONDS, limit)
+
+
+def _most(stored: bool) -> int:
+    """How many are logged one by one."""
+    return NAMED if stored else 1

@@ -212,9 +212,14 @@ class Persister:
             channel.reply(push, b'{"id":"%b"}' % message_id.encode())
 
     def refuse(self, push: Push, reason: str) -> None:
-        """Tells the sender that a message was neither stored nor sent, also without `ack`."""
+        """Tells the sender that a message was neither stored nor sent, also without `ack`.
+
+        Without, the JavaScript clients do not wait for the answer; a system message they hand on.
+        """
         response = b'{"error":%b}' % msgspec.json.encode(reason)
         self._channel.reply(push, response, ok=False)
+        if not self._channel.join.broadcast_ack:
+            self._channel.say(reason, ok=False)
 
     def came(self, message_id: str) -> Subscription | None:
         """A message is back; whose subscription must not get it."""

@@ -77,7 +77,7 @@ class Stored(Protocol):
 
     polls: Polls | None
 
-    async def latest(self, topic: str, replay: Replay, progress: Progress) -> Replayed:
+    async def latest(self, topic: str, replay: Replay, services: Services) -> Replayed:
         """What there is, of all that was handed on at least; raises CheckFailed."""
 
     def resume(
@@ -86,7 +86,7 @@ class Stored(Protocol):
         *,
         private: bool,
         cursor: Cursor,
-        progress: Progress,
+        services: Services,
         subscriber: Subscriber,
     ) -> AbstractAsyncContextManager[Resumption]:
         """What came after a cursor, while the block lasts; raises CheckFailed."""
@@ -165,6 +165,7 @@ class Services:
         slot_state: why messages do not come, while they do not.
         recoveries: how often a slot was lost, and what it did not bring came from the table.
         gaps: how often some of that was no longer stored.
+        resume_gaps: how often somebody resumed to what may be no longer stored.
         reader: what follows the WAL; None while nothing does.
     """
 
@@ -196,7 +197,7 @@ class Services:
         self.limits = Limits(wheel, now, log)
         self.restarting = self.standby = self.leading = False
         self.slot_state = "the database is not followed"
-        self.recoveries = self.gaps = 0
+        self.recoveries = self.gaps = self.resume_gaps = 0
         self.reader: WalReader | None = None
         self.progress = Progress()
         self.rechecks = Rechecks(settings.recheck_seconds)
@@ -220,6 +221,26 @@ class Services:
             waiting, self._awaiting_replication = self._awaiting_replication, {}
             for tell in waiting:
                 tell()
+
+    def fits(self, message_id: str, payload_bytes: int, topic: str) -> bool:
+        """Whether a stored message may be delivered; counts one that is too large."""
+        if payload_bytes <= self.settings.max_payload_bytes:
+            return True
+        text = "message %s of %d bytes to %s was not delivered"
+        values = (message_id, payload_bytes, topic)
+        self.limits.over("max_payload_bytes", text, *values, stored=True)
+        return False
+
+    def missed(self, topics: Collection[str], before: str) -> None:
+        """Counts somebody who resumes, and is told that messages may be missing.
+
+        Args:
+            topics: the sub-topics.
+            before: the time up to which, as in ISO 8601.
+        """
+        self.resume_gaps += 1
+        text = "whoever resumed %.300s was told that messages before %s may be missing"
+        self.log.info(text, ", ".join(topics), before)
 
     def revoke(self, row: RevocationRow) -> None:
         """Asks the policies again about those whom a revocation is about."""

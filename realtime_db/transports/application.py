@@ -223,6 +223,7 @@ class Application:
             leading=services.leading,
             recoveries=services.recoveries,
             gaps=services.gaps,
+            resume_gaps=services.resume_gaps,
         )
 
 

@@ -89,8 +89,13 @@ def _place(cursor: str) -> bytes:
     return b"id: %b\n\n" % cursor.encode() if cursor else b":\n\n"
 
 
-def _gap(before: str) -> bytes:
-    return b'event: gap\ndata: {"before":%b}\n\n' % _json(before)
+def _gap(before: str, cursor: str = "") -> bytes:
+    """Says that messages may be missing, and where a client goes on that is told so.
+
+    In one event, for a cut between an id and the gap before it would hide the gap.
+    """
+    place = b"id: %b\n" % cursor.encode() if cursor else b""
+    return b'%bevent: gap\ndata: {"before":%b}\n\n' % (place, _json(before))
 
 
 def _data(message: Broadcast, meta: bytes) -> bytes:
@@ -285,7 +290,12 @@ class EventStream(asyncio.Protocol):
         """Nothing that a client says now means anything."""
 
     def eof_received(self) -> None:
-        self._transport.close()
+        """The client has ended its half: it gets what waits for it, and nothing after that.
+
+        Of what came meanwhile some might be left out, for nobody looks whether it is too slow.
+        """
+        self._leave()
+        self._finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
@@ -311,10 +321,14 @@ class EventStream(asyncio.Protocol):
         if cursor is not None:
             self._resuming = asyncio.get_running_loop().create_task(self._resume(cursor))
             return
-        self._write(_place(self._services.progress.here))
+        services, here = self._services, self._services.progress.here
         if last_event_id:
             # Nobody can tell what is missing, so anything may be.
-            self._write(_gap(iso(int(self._services.now() * 1_000_000))))
+            before = iso(int(services.now() * 1_000_000))
+            services.missed([topic for topic, _ in self._keys], before)
+            self._write(_gap(before, here))
+        else:
+            self._write(_place(here))
         self._subscribe(None)
 
     def _subscribe(self, seen: Snapshot | None) -> None:
@@ -331,7 +345,7 @@ class EventStream(asyncio.Protocol):
                 [topic for topic, _ in self._keys],
                 private=bool(self._private),
                 cursor=cursor,
-                progress=services.progress,
+                services=services,
                 subscriber=self,
             ) as resumption:
                 await self._send_again(cursor, resumption)
@@ -347,9 +361,8 @@ class EventStream(asyncio.Protocol):
 
     async def _send_again(self, cursor: Cursor, resumption: Resumption) -> None:
         """Sends what came after a cursor. A message whose order is not known moves nobody on."""
-        self._write(_place(resumption.cursor if resumption.is_empty else str(cursor)))
-        if resumption.gap is not None:
-            self._write(_gap(resumption.gap))
+        place = resumption.cursor if resumption.is_empty else str(cursor)
+        self._write(_place(place) if resumption.gap is None else _gap(resumption.gap, place))
         last: Broadcast | None = None
         async for page in resumption.pages():
             for message in page:
@@ -409,6 +422,9 @@ class EventStream(asyncio.Protocol):
         if self._transport.is_closing():
             return
         self._transport.write(b": %b\n\n" % " ".join(reason.splitlines()).encode())
+        self._finish()
+
+    def _finish(self) -> None:
         self._transport.close()
         services = self._services
         self._timer = services.wheel.schedule(services.now() + CLOSE_SECONDS, self.reset)

@@ -118,6 +118,9 @@ class WebSocketProtocol(asyncio.Protocol):
             self._write(pong)
 
     def eof_received(self) -> None:
+        """The client has ended its half: it gets what waits for it, and nothing after that."""
+        if not self._ending:
+            self._end(b"")
         self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:

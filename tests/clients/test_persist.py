@@ -44,6 +44,25 @@ def test_a_refusal_is_told_in_words(connect, library, topic, admit) -> None:
 
 
 @pytest.mark.parametrize("library", JAVASCRIPT)
+def test_without_ack_a_refusal_is_told_all_the_same(connect, library, topic, admit) -> None:
+    admit("ann", topic, may_send=True)
+    admit("eve", topic)
+    ann, eve = connect(library, user="ann"), connect(library, user="eve")
+    for client in (ann, eve):
+        client.join(topic, private=True)
+
+    assert ann.send(topic, "e", {}, persist={"ttl": 0}) == "ok"
+    assert ann.error().startswith("persist must be true")
+    assert ann.send(topic, "e", {"a": "\x00"}, persist=True) == "ok"
+    assert ann.error().startswith("the message holds")
+    assert eve.send(topic, "e", {}, persist=True) == "ok"
+    assert eve.error().startswith("Unauthorized")
+
+    assert ann.send(topic, "kept", {}, persist=True) == "ok"  # the channel goes on
+    assert eve.message().event == "kept"
+
+
+@pytest.mark.parametrize("library", JAVASCRIPT)
 def test_an_http_send_can_be_stored(connect, library, topic, admit, database) -> None:
     admit("ann", topic, may_send=True)
     ann = connect(library, user="ann")

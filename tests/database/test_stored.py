@@ -19,7 +19,9 @@ from realtime_db.cursors import Cursor, Snapshot
 from realtime_db.progress import Progress
 from realtime_db.protocol.broadcast import Broadcast, Replayed
 from realtime_db.protocol.join import Replay
+from realtime_db.protocol.services import Services
 from realtime_db.stored import PAGE_BYTES, PAGE_MESSAGES, ReplayFailed, StoredMessages
+from tests.unit import parts
 
 CLUSTER = 7
 DAY_US = 86_400_000_000
@@ -45,6 +47,13 @@ def pool_of(url: str, size: int = 4) -> Any:
     )
 
 
+def serving(progress: Progress, **settings: Any) -> Services:
+    """Parts of a server that has got so far."""
+    services = parts.services(**settings)
+    services.progress = progress
+    return services
+
+
 def latest(
     url: str, committed: list[int], after_first_read: Callable[[], object] | None = None
 ) -> Replayed:
@@ -55,7 +64,7 @@ def latest(
         async with pool_of(url) as pool:
             messages = _Watched(pool)
             messages.after_first_read = after_first_read
-            return await messages.latest("room", WISH, progress)
+            return await messages.latest("room", WISH, serving(progress))
 
     return asyncio.run(run())
 
@@ -164,6 +173,7 @@ def resume(
     topics: list[str] | None = None,
     private: bool = True,
     subscriber: Subscriber | None = None,
+    services: Services | None = None,
     between: Callable[[], object] = lambda: None,
 ) -> Resumed:
     """Resumes, with something that happens `between` the first page and the others."""
@@ -175,7 +185,7 @@ def resume(
                 topics or ["room"],
                 private=private,
                 cursor=cursor,
-                progress=progress,
+                services=services or serving(progress),
                 subscriber=subscriber or Subscriber(),
             ) as found,
         ):
@@ -268,15 +278,20 @@ def test_a_server_that_begins_knows_what_a_cursor_says_itself(
         numbers = []
         for n in range(4):
             numbers.append(send(one, str(n)))
+            send(one, f"{n} more")
             one.commit()
+        (position,) = one.execute(
+            "select position from realtime.messages where event = '1'"
+        ).fetchone()
     other = Progress()
     other.begin(CLUSTER)
     look(database_url, other)
     other.handed(numbers[3], 103, 0)
     # 3 came out of the WAL. Of 0 and 2 it cannot tell whether they came before 1.
-    second = cursor._replace(order=101, transaction_id=numbers[1], position=1 << 40)
-    assert resume(database_url, other, second).events == list("023")
-    assert resume(database_url, other, cursor._replace(order=101)).events == list("0123")
+    second = cursor._replace(order=101, transaction_id=numbers[1], position=position)
+    found = resume(database_url, other, second).events
+    assert found == ["0", "0 more", "1 more", "2", "2 more", "3", "3 more"]
+    assert len(resume(database_url, other, cursor._replace(order=101)).events) == 8
 
 
 def test_within_a_transaction_a_cursor_may_be_between_two_messages(
@@ -382,11 +397,81 @@ def test_no_cursor_of_a_message_is_beyond_what_was_handed_on_before(
     assert Cursor.parse(page[0].cursor)[1:4] == (cursor.horizon, 100, before)
 
 
+# Payloads that are too large
+
+
+def send_sizes(connection: psycopg.Connection) -> None:
+    """Two that are at a limit of 100 bytes, and two that are over it, of either kind."""
+    for size in (100, 101):
+        for name, kind, payload in (
+            ("payload", "jsonb", f'"{"ü" * (size // 2 - 1)}{"x" * (size % 2)}"'),
+            ("binary_payload", "bytea", b"\0" * size),
+        ):
+            connection.execute(
+                f"insert into realtime.messages (topic, extension, event, {name}, private)"
+                f" values ('room', 'broadcast', %s, %s::{kind}, true)",
+                [f"{kind} of {size}", payload],
+            )
+
+
+def test_what_is_too_large_to_be_delivered_is_not_resumed_to(
+    database_url: str, connection: psycopg.Connection, progress: Progress
+) -> None:
+    cursor = here(progress)
+    services = serving(progress, max_payload_bytes=100)
+    send_sizes(connection)
+    found = resume(database_url, progress, cursor, services=services)
+    assert found.events == ["jsonb of 100", "bytea of 100"]
+    assert services.limits.struck["max_payload_bytes"] == 2
+    # Who got all that he was owed has nothing to ask for.
+    connection.execute("delete from realtime.messages where event like '%of 100'")
+    found = resume(database_url, progress, cursor, services=services)
+    assert found.is_empty
+    assert resume(database_url, progress, Cursor.parse(found.cursor), services=services).is_empty
+    assert services.limits.struck["max_payload_bytes"] == 4
+
+
+def test_what_is_too_large_to_be_delivered_is_not_replayed(
+    database_url: str, connection: psycopg.Connection, progress: Progress
+) -> None:
+    services = serving(progress, max_payload_bytes=100)
+    send_sizes(connection)
+
+    async def run() -> Replayed:
+        async with pool_of(database_url) as pool:
+            return await StoredMessages(pool).latest("room", WISH, services)
+
+    found = asyncio.run(run())
+    assert [message.event for message in found.messages] == ["jsonb of 100", "bytea of 100"]
+    assert services.limits.struck["max_payload_bytes"] == 2
+
+
+def test_of_a_payload_that_is_too_large_only_the_size_is_fetched(
+    database_url: str,
+    connection: psycopg.Connection,
+    progress: Progress,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes: list[tuple[object, object, int]] = []
+
+    def fits(row: tuple[Any, ...], services: Services) -> None:
+        sizes.append(row[3:6])
+
+    monkeypatch.setattr(stored, "_message", fits)
+    cursor = here(progress)
+    send_sizes(connection)
+    resume(database_url, progress, cursor, services=serving(progress, max_payload_bytes=99))
+    assert sizes == [(None, None, 100), (None, None, 100), (None, None, 101), (None, None, 101)]
+
+
 # Gaps
 
 
 def test_a_partition_that_was_dropped_since_is_a_gap(
-    database_url: str, connection: psycopg.Connection, progress: Progress
+    database_url: str,
+    connection: psycopg.Connection,
+    progress: Progress,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     send(connection, "today")
     assert progress.horizon is not None
@@ -398,9 +483,13 @@ def test_a_partition_that_was_dropped_since_is_a_gap(
 
     connection.execute("select realtime.drop_partition(%s)", [oldest])
 
-    found = resume(database_url, progress, cursor)
+    services = serving(progress)
+    with caplog.at_level("INFO"):
+        found = resume(database_url, progress, cursor, topics=["room", "news"], services=services)
     assert found.gap == f"{oldest + timedelta(days=1)}T00:00:00Z"
+    assert f"whoever resumed room, news was told that messages before {found.gap} " in caplog.text
     assert found.events == ["today"]
+    assert (services.resume_gaps, services.gaps) == (1, 0)
 
 
 def test_without_any_partition_all_may_be_missing(
@@ -448,7 +537,7 @@ def test_resumes_leave_connections_for_others_and_wait_for_each_other(
                     ["room"],
                     private=True,
                     cursor=here(progress),
-                    progress=progress,
+                    services=serving(progress),
                     subscriber=Subscriber(),
                 )
 
@@ -459,7 +548,7 @@ def test_resumes_leave_connections_for_others_and_wait_for_each_other(
                         pass
                 monkeypatch.setattr(stored, "WAIT_SECONDS", 20)
                 waiting = asyncio.create_task(one().__aenter__())
-                assert (await messages.latest("room", WISH, progress)).messages == []
+                assert (await messages.latest("room", WISH, serving(progress))).messages == []
             await waiting
 
     asyncio.run(run())
@@ -479,11 +568,11 @@ def test_a_resume_that_is_given_up_gives_its_connection_back(
                     ["room"],
                     private=True,
                     cursor=cursor,
-                    progress=progress,
+                    services=serving(progress),
                     subscriber=Subscriber(),
                 ) as found:
                     async for _ in found.pages():
                         break
-            assert await messages.latest("room", WISH, progress)
+            assert await messages.latest("room", WISH, serving(progress))
 
     asyncio.run(run())

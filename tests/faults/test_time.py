@@ -168,7 +168,7 @@ def test_who_was_away_for_longer_than_retention_is_told(
         )
     for one in ledger.subscribers:
         one.gaps.clear()
-    ledger.settle(at_least=20)  # what is still there comes
+    ledger.settle(at_least=9)  # what is still there comes
 
 
 def _aged(text: str) -> str:

@@ -12,7 +12,10 @@ _HEADER = re.compile(rb"[a-zA-Z-]+: [\t\x20-\x7e\x80-\xff]*")
 _STATUS = re.compile(rb"HTTP/1\.1 ([1-5][0-9][0-9]) [A-Za-z' -]*")
 
 # A comment, how long to wait, a place in the stream, what is missing, a message.
-_EVENTS = ([b""], [b"retry"], [b"id"], [b"event", b"data"], [b"data"], [b"id", b"data"])
+_EVENTS = (
+    [b""], [b"retry"], [b"id"], [b"data"], [b"id", b"data"],
+    [b"event", b"data"], [b"id", b"event", b"data"],
+)  # fmt: skip
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -26,7 +26,7 @@ from tests.fuzz.words import WORDS
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
 FAILURES = HERE / "failures"
-MAX_INPUT_BYTES = {"connection": 3_000, "cursor": 200, "session": 2_500}
+MAX_INPUT_BYTES = {"client": 2_500, "connection": 3_000, "cursor": 200, "session": 2_500}
 INPUT_BYTES = 1_200
 
 

@@ -14,7 +14,15 @@ from functools import cache
 from typing import Any, Final
 from unittest.mock import patch
 
+from websockets.exceptions import ConnectionClosedOK
+
 from realtime_db.auth.tokens import Claims, KeySet, TokenError, verify
+from realtime_db.client import ClientError, PayloadUnreadable
+from realtime_db.client import Message as ClientMessage
+from realtime_db.client.channel import Channel
+from realtime_db.client.connection import Connection as ClientConnection
+from realtime_db.client.tokens import Tokens
+from realtime_db.client.wire import body
 from realtime_db.cursors import MAX_BYTES, Cursor, InvalidCursor
 from realtime_db.errors import DecodeError
 from realtime_db.health import Health, Watch
@@ -546,6 +554,76 @@ def wal_session(data: bytes) -> None:
         assert len(positions.status(now=now, clock=NOW)) == 34
 
 
+# The client
+
+
+class _Served:
+    """The socket of a client: what the server sends, and then it is gone."""
+
+    def __init__(self, messages: list[bytes]) -> None:
+        self._messages = iter(messages)
+        self.transport = self
+        self.aborted = False
+
+    async def recv(self, *, decode: bool) -> bytes:
+        for _ in range(5):  # whoever has got an answer goes first
+            await asyncio.sleep(0)
+        for message in self._messages:
+            return message
+        raise ConnectionClosedOK(None, None)
+
+    async def send(self, data: str | bytes) -> None:
+        pass
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def client(data: bytes) -> None:
+    """`[how, messages…]`: what a server sends to a client of ours.
+
+    Messages are separated by 0x1e. The client joins `realtime:room` with the ref 1 and then sends
+    something with the ref 2; of how, 1 is that it resumes, 2 that it wants what it sends.
+    """
+    if data:
+        with no_errors():
+            _loop().run_until_complete(_serve(data[0], data[1:].split(b"\x1e")))
+
+
+async def _serve(how: int, messages: list[bytes]) -> None:
+    socket: Any = _Served(messages)
+    channel = Channel("room", cursor="before" if how & 1 else None, own=bool(how & 2))
+    channels = {channel.full_topic: channel}
+    joined = ClientConnection(
+        socket,
+        channels,
+        Tokens("token"),
+        heartbeat_seconds=20,
+        given_up=lambda one: channels.pop(one.full_topic),
+    )
+
+    async def send() -> None:
+        await channel.settled.wait()
+        with suppress(ClientError):
+            id = await joined.push(channel, "e", body({}), True)
+            assert id is None or id.encode() is not None
+
+    sending = asyncio.get_running_loop().create_task(send())
+    await joined.run()
+    assert not socket.aborted, "the client gave up a connection that was there"
+    if not channel.settled.is_set():
+        sending.cancel()
+    with suppress(asyncio.CancelledError):
+        await sending
+    while (item := channel.take()) is not None:
+        str(item).encode()
+        if isinstance(item, ClientMessage):
+            assert type(item.event) is str
+            with suppress(PayloadUnreadable):
+                assert item.payload is not None or not item.binary
+    assert channel.handed is None or type(channel.handed) is str
+
+
 # Cursors
 
 
@@ -573,5 +651,6 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "rest": rest,
     "pgoutput": pgoutput,
     "wal_session": wal_session,
+    "client": client,
     "cursor": cursor,
 }

@@ -24,7 +24,13 @@ from tests.fuzz.words import WORDS
 
 CORPUS = Path(__file__).parent / "corpus"
 DEADLINE_SECONDS = 240
-MUTANTS = {"connection": 2_000, "session": 3_000, "websocket": 8_000, "rest": 8_000}
+MUTANTS = {
+    "client": 8_000,
+    "connection": 2_000,
+    "session": 3_000,
+    "websocket": 8_000,
+    "rest": 8_000,
+}
 """How many, of the targets that take longer; of the others `MANY`."""
 MANY = 20_000
 

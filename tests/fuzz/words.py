@@ -57,6 +57,14 @@ _PROTOCOL: Final = (
         b"realtime:room",
     ),
 )
+_SERVED: Final = (
+    *(b"\x1e", b'["1","1","realtime:room",', b'["1","2","realtime:room",', b'[null,null,"phoenix"'),
+    *(b'"phx_reply"', b'"phx_error"', b'"phx_close"', b'"system"', b'"status":"ok"', b'"response"'),
+    *(b'"status":"error"', b'"reason"', b'"message"', b'"error"', b'"gap"', b'"meta"', b'"id"'),
+    *(b'"replayed":true', b'"MessagesMissing: messages before 0001-01-01 are no longer stored"'),
+    *(b"9999-12-31T23:59:59-23:59", b"0001-01-01T00:00:00+23:59", b'"Unauthorized: "'),
+    *(b"\x04\x0d\x01\x00\x01realtime:roome", b"\x04\x0d\x01\x08\x01realtime:roome", b'{"id":""}'),
+)
 _TOKEN: Final = (b".", b"e30", b"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9", b"bnVsbA", b"-", b"_", b" ")
 _PGOUTPUT: Final = (
     *(b"\0\x15B", b"\0\x1aC", b"I\0\0@\x04N\0\x0b", b"R\0\0@\x04realtime\0messages\0d\0\x0b"),
@@ -85,5 +93,6 @@ WORDS: Final[dict[str, tuple[bytes, ...]]] = {
              b"application/octet-stream\0", b"application/json\0", b"%ff", b"\0"),
     "pgoutput": _PGOUTPUT,
     "wal_session": _POSITIONS,
+    "client": (*_JSON, *_PROTOCOL[:10], *_SERVED),
     "cursor": (b"w", b"p", b".", b"AAAA", b"____", b"=", b"-"),
 }  # fmt: skip

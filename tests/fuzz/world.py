@@ -217,13 +217,13 @@ class World:
 
     # Stored messages
 
-    async def latest(self, topic: str, replay: Replay, progress: Progress) -> Replayed:
+    async def latest(self, topic: str, replay: Replay, services: Services) -> Replayed:
         assert -62_135_596_800_000 <= replay.since_ms < 253_402_300_800_000
         assert replay.limit >= 1
         await asyncio.sleep(0)
         if "lost" in topic:
             raise ReplayFailed("lost")
-        return Replayed(stored(f"realtime:{topic}", 7), SEEN, progress.here)
+        return Replayed(stored(f"realtime:{topic}", 7), SEEN, services.progress.here)
 
     @asynccontextmanager
     async def resume(
@@ -232,7 +232,7 @@ class World:
         *,
         private: bool,
         cursor: Cursor,
-        progress: Progress,
+        services: Services,
         subscriber: Subscriber,
     ) -> AsyncIterator[Resumption]:
         assert Cursor.parse(str(cursor)) == cursor

@@ -205,6 +205,7 @@ class Events:
     """A stream of server-sent events, read as EventSource reads it.
 
     Attributes:
+        first: the fields of the event that it began with.
         place: the cursor that it began with; None if there is none yet.
     """
 
@@ -224,7 +225,8 @@ class Events:
         if self.status == 200:
             assert self._file.readline().startswith(b"retry: ")
             assert self._file.readline() == b"\n"
-            self.place = self.next().get("id")
+            self.first = self.next()
+            self.place = self.first.get("id")
 
     def next(self) -> dict[str, str]:
         """The fields of the next event; a comment is one without fields but its own text."""

@@ -12,8 +12,16 @@ from typing import Any
 import psycopg
 import pytest
 
-from realtime_db.client import Client, JoinRefused, MessagesMissing, SendRefused, Subscription
+from realtime_db.client import (
+    Client,
+    ConnectRefused,
+    JoinRefused,
+    MessagesMissing,
+    SendRefused,
+    Subscription,
+)
 from realtime_db.cursors import Cursor, Horizon, Snapshot
+from tests.server.certificates import self_signed
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 60.0
@@ -231,6 +239,38 @@ def test_a_cursor_from_before_what_is_stored_is_a_gap(
     run(body())
 
 
+def blocks(topic: str) -> dict[str, Any]:
+    """What the code of the documentation defines."""
+    page = (ROOT / "docs" / "client.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        exec(block.replace("room:1", topic), names)
+    return names
+
+
+def test_the_certificate_of_a_private_authority_is_trusted_as_the_documentation_says(
+    start_server: Callable[..., Any],
+    private_topic: str,
+    mint: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    mine, other = (self_signed(tmp_path, name) for name in ("mine", "other"))
+    server = start_server(
+        "--temporary-slot", "--tls-certificate", str(mine.path), "--tls-key", str(mine.key)
+    )
+    url, trusting = f"https://127.0.0.1:{server.port}", blocks(private_topic)["trusting"]
+
+    async def body() -> None:
+        async with trusting(url, mint(), str(mine.path)) as client:
+            assert await client.send(private_topic, "e", {}) is None
+        for stranger in (trusting(url, mint(), str(other.path)), Client(url, mint())):
+            async with stranger as client:
+                with pytest.raises(ConnectRefused, match="certificate verify failed"):
+                    await anext(client.subscribe(private_topic))
+
+    run(body())
+
+
 def test_the_code_of_the_documentation_runs(
     server: Any,
     private_topic: str,
@@ -238,10 +278,7 @@ def test_the_code_of_the_documentation_runs(
     send: Callable[..., list[str]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    page = (ROOT / "docs" / "client.md").read_text()
-    names: dict[str, Any] = {}
-    for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
-        exec(block.replace("room:1", private_topic), names)
+    names = blocks(private_topic)
     url = f"http://127.0.0.1:{server.port}"
     done: list[object] = []
     stored = asyncio.Event()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import os
 import shutil
 import signal
@@ -22,10 +23,11 @@ from websockets.sync.client import connect
 
 from realtime_db.auth import tokens
 from realtime_db.auth.tokens import Claims
-from realtime_db.cursors import Cursor, Snapshot
+from realtime_db.cursors import Cursor, Horizon, Snapshot
 from realtime_db.hub import Hub
 from realtime_db.progress import Progress
 from realtime_db.protocol.broadcast import Broadcast
+from realtime_db.stored import ReplayFailed
 from realtime_db.transports.sse import EVENTS, EVENTS_OF_MANY, HEARTBEAT_SECONDS, EventStream
 from realtime_db.wheel import Wheel
 
@@ -299,6 +301,7 @@ class Pipe(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.written = b""
+        self.closing = False
 
     def write(self, data: bytes) -> None:  # type: ignore[override]
         self.written += data
@@ -307,7 +310,10 @@ class Pipe(asyncio.Transport):
         pass
 
     def is_closing(self) -> bool:
-        return False
+        return self.closing
+
+    def close(self) -> None:
+        self.closing = True
 
     def get_write_buffer_size(self) -> int:
         return 0
@@ -351,10 +357,11 @@ def test_a_quiet_stream_gets_comments_and_then_its_place() -> None:
 
 
 class Stored:
-    """Gives what came after a cursor when the test says so."""
+    """Gives what came after a cursor when the test says so, and may fail then."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, fails: bool = False) -> None:
         self.ready = asyncio.Event()
+        self._fails = fails
 
     @asynccontextmanager
     async def resume(self, topics: Any, *, subscriber: Any, **_: Any) -> AsyncIterator[Any]:
@@ -366,7 +373,85 @@ class Stored:
     async def _pages(self) -> AsyncIterator[list[Broadcast]]:
         yield [BROADCAST._replace(event="stored", id="1")]
         await self.ready.wait()
+        if self._fails:
+            raise ReplayFailed("the connection was lost")
         yield [BROADCAST._replace(event="last", id="2")]
+
+
+def resuming(stored: Stored) -> tuple[EventStream, Pipe, Hub]:
+    """A stream of two topics that resumes."""
+    pipe, hub = Pipe(), Hub(asyncio.get_running_loop().call_soon)
+    services: Any = SimpleNamespace(
+        hub=hub,
+        progress=Progress(),
+        wheel=Wheel(0),
+        now=lambda: 0.0,
+        stored=stored,
+        log=logging.getLogger(),
+        settings=SimpleNamespace(max_write_buffer_bytes=10_000),
+    )
+    stream = EventStream(
+        services,
+        "",
+        Claims("anon", 1000, None, "{}"),
+        [("room", False), ("news", False)],
+        last_event_id=str(Cursor("w", Horizon(7, Snapshot(5, 5), 2))),
+        headers={},
+        generation=0,
+        transport=pipe,
+        streams=set(),
+    )
+    return stream, pipe, hub
+
+
+async def _begun(pipe: Pipe, hub: Hub) -> None:
+    """The first page has been sent, and something is kept meanwhile."""
+    begun = len(pipe.written)
+    await _until(lambda: len(pipe.written) > begun)
+    hub.publish(("room", False), BROADCAST._replace(event="live", id="3", cursor_of_all="live"))
+
+
+@pytest.mark.parametrize("how", ["fails", "the server closes", "the client ends its half"])
+def test_a_stream_that_ends_while_it_resumes_gives_no_id_of_more_than_it_gave(how: str) -> None:
+    async def run() -> bytes:
+        stored = Stored(fails=how == "fails")
+        stream, pipe, hub = resuming(stored)
+        await _begun(pipe, hub)
+        if how == "the server closes":
+            stream.close("because")
+        elif how == "the client ends its half":
+            stream.eof_received()
+        stored.ready.set()
+        await _until(lambda: pipe.closing and not hub.topics)
+        hub.publish(("news", False), BROADCAST._replace(event="late", id="4", cursor_of_all="late"))
+        for _ in range(9):
+            await asyncio.sleep(0)
+        return pipe.written
+
+    written = asyncio.run(run())
+    assert b"id: w" in written
+    assert not any(line in written for line in (b"id: new", b"id: live", b"id: late", b'"live"'))
+
+
+def test_a_client_that_has_ended_its_half_gets_nothing_more() -> None:
+    """What is too much for it would be left out, and what comes later not."""
+
+    async def run() -> tuple[bytes, int]:
+        stored = Stored()
+        stored.ready.set()
+        stream, pipe, hub = resuming(stored)
+        await _until(lambda: b'"last"' in pipe.written)
+        written = len(pipe.written)
+        stream.pause_writing()
+        stream.eof_received()
+        hub.publish(("news", False), BROADCAST._replace(id="3", cursor_of_all="left out"))
+        hub.flush()
+        stream.resume_writing()
+        hub.publish(("news", False), BROADCAST._replace(id="4", cursor_of_all="later"))
+        hub.flush()
+        return pipe.written[written:], hub.topics
+
+    assert asyncio.run(run()) == (b"", 0)
 
 
 def test_a_stream_is_not_moved_on_before_it_has_got_what_it_missed() -> None:
@@ -543,28 +628,46 @@ def test_the_last_event_id_may_be_in_the_url_and_the_header_wins(
 
 
 @pytest.mark.parametrize("last", ["2a16a799-cdbf-4742-add4-4fb6a8e44816", "x", "w.w"])
-def test_an_id_that_nobody_can_read_is_a_gap(server, follow, topic, last) -> None:
+def test_an_id_that_nobody_can_read_is_a_gap(server, follow, placed, topic, last) -> None:
+    placed(topic)  # the server knows where it is
     events = follow(topic, after=last)
 
-    gap = events.next()
-    assert gap["event"] == "gap"
+    # What moves it on is what says that something is missing: nobody can have the one alone.
+    gap = events.first
+    assert (gap["event"], gap.keys()) == ("gap", {"id", "event", "data"})
     before = datetime.fromisoformat(json.loads(gap["data"])["before"])
     assert abs(before.timestamp() - time.time()) < 60
     server.post(f"/api/broadcast/{topic}/events/e", {})
     assert events.message()["event"] == "e"
 
 
-def test_an_id_from_before_all_that_is_stored_is_a_gap(database, follow, placed, topic) -> None:
-    cursor = Cursor.parse(placed(topic).place)
-    send(database, topic, "still there")
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_an_id_from_before_all_that_is_stored_is_a_gap(
+    server, database, follow, placed, topic, count, is_empty
+) -> None:
+    topics = [topic, f"{topic}:two"][:count]
+    cursor = Cursor.parse(placed(*topics).place)
+    if not is_empty:
+        send(database, topic, "still there")
     long_ago = cursor.horizon.taken_us - 40 * 86_400_000_000
-    old = cursor._replace(horizon=cursor.horizon._replace(taken_us=long_ago, since_us=long_ago))
+    horizon = cursor.horizon._replace(taken_us=long_ago, since_us=long_ago)
+    old = str(cursor._replace(horizon=horizon))
+    before = resume_gaps(server)
 
-    events = follow(topic, after=str(old))
+    events = follow(*topics, after=old)
 
-    gap = events.next()
+    gap = events.first
     assert (gap["event"], json.loads(gap["data"]).keys()) == ("gap", {"before"})
-    assert events.message()["event"] == "still there"
+    assert (gap["id"] == old) is not is_empty
+    assert resume_gaps(server) == before + 1
+    assert server.said(rf"whoever resumed {', '.join(topics)} was told that messages before \d")
+    if not is_empty:
+        assert events.message()["event"] == "still there"
+
+
+def resume_gaps(server: Any) -> float:
+    return float(metrics(server).partition("\nrealtime_db_resume_gaps_total ")[2].split()[0])
 
 
 def test_a_stream_that_cannot_resume_ends_and_comes_back(

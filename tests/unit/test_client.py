@@ -32,6 +32,7 @@ from realtime_db.client import (
     Message,
     MessagesMissing,
     NotAnswered,
+    PayloadUnreadable,
     SendRefused,
     Subscription,
     TokenUnavailable,
@@ -880,6 +881,16 @@ def test_a_refused_broadcast_is_raised(response: bytes, text: str) -> None:
 
 
 @test
+async def test_a_payload_that_is_no_json_is_refused_before_anything_is_sent() -> None:
+    async with a_client() as (server, client):
+        with pytest.raises(ValueError, match="JSON has no nan"):
+            await client.send("room", "e", {"a": float("nan")})
+        with pytest.raises(TypeError, match="JSON has no set"):
+            await client.subscribe("room").send("e", {"a": {1}})
+        assert server.handshakes == []
+
+
+@test
 async def test_a_broadcast_to_another_topic_joins_it_and_leaves_it() -> None:
     async with a_client() as (server, client):
         sent = soon(client.send("room", "e", {}, private=False))
@@ -1082,7 +1093,48 @@ def test_a_join_is_what_the_server_reads() -> None:
 
 def test_a_name_that_fits_into_no_frame_is_refused() -> None:
     with pytest.raises(ValueError, match="255 bytes"):
-        wire.push(TOPIC, "e" * 256, {}, join_ref="1", ref="2")
+        wire.push(TOPIC, "e" * 256, wire.body({}), join_ref="1", ref="2")
+
+
+@pytest.mark.parametrize(
+    ("payload", "data"),
+    [
+        ({"a": [None, True, 1, 1.5, "é", (2,)]}, '{"a":[null,true,1,1.5,"é",[2]]}'),
+        ({"n": Decimal("1.10"), "big": 10**40}, f'{{"n":1.10,"big":{10**40}}}'),
+        ("text", '"text"'),
+        (None, "null"),
+    ],
+)
+def test_a_payload_goes_out_as_json_with_every_digit(payload: Any, data: str) -> None:
+    assert wire.body(payload) == wire.Body(data.encode(), binary=False)
+    assert wire.body(data.encode()) == wire.Body(data.encode(), binary=True)
+
+
+@pytest.mark.parametrize(
+    ("payload", "error", "text"),
+    [
+        ({"a": float("nan")}, ValueError, "JSON has no nan"),
+        ([float("-inf")], ValueError, "JSON has no -inf"),
+        (Decimal("NaN"), ValueError, "JSON has no NaN"),
+        ("\ud800", ValueError, "surrogates not allowed"),
+        ([[]] * 3 + [{1, 2}], TypeError, "JSON has no set: give text"),
+        ({"at": datetime(2026, 1, 1, tzinfo=UTC)}, TypeError, "JSON has no datetime"),
+        ({"a": (b"x",)}, TypeError, "JSON has no bytes"),
+        ({1: "a"}, TypeError, "a key in JSON is text, and 1 is of the type int"),
+    ],
+)
+def test_what_would_arrive_as_something_else_is_no_payload(
+    payload: Any, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        wire.body(payload)
+
+
+def test_a_payload_without_an_end_is_refused() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        wire.body(endless)
 
 
 def test_an_id_is_forgotten_once_no_resume_can_bring_it_again() -> None:
@@ -1187,3 +1239,25 @@ def test_a_payload_has_every_digit_if_one_asks() -> None:
 
     assert message.payload == {"n": 1.1, "big": float("inf")}
     assert json.loads(message.raw, parse_float=Decimal)["n"] == Decimal("1.10")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"1" * 5_000, b"[" * 100_000 + b"]" * 100_000, b"no JSON"],
+    ids=["a long number", "nested", "no JSON"],
+)
+def test_a_payload_that_python_cannot_read_is_an_error_of_the_client(raw: bytes) -> None:
+    with pytest.raises(PayloadUnreadable, match="to 'room' cannot be read") as caught:
+        _ = Message("room", "e", raw).payload
+    assert caught.value.topic == "room"
+    assert Message("room", "e", raw, binary=True).payload == raw
+
+
+@pytest.mark.parametrize("before", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "x"])
+def test_a_time_that_is_none_is_a_gap_all_the_same(before: str) -> None:
+    channel = Channel("room")
+    channel.joining("1")
+    channel.joined({"gap": before})
+    error = channel.take()
+    assert isinstance(error, MessagesMissing)
+    assert error.before is None

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from realtime_db.cursors import Snapshot
 from realtime_db.delivery import Delivery
 from realtime_db.protocol.broadcast import Broadcast
 from realtime_db.protocol.frames import V2, Framing
+from realtime_db.recovery import Owed
+from realtime_db.transports.sse import EVENTS
+from realtime_db.wal.pgoutput import Message
 from tests.unit.parts import KEY, message, services
 
 
@@ -37,6 +43,48 @@ def test_nothing_counts_as_written_before_it_is_for_every_subscriber() -> None:
         return written
 
     assert asyncio.run(hand_on()) == 10_000
+
+
+class _Nothing:
+    """A slot was made anew, and the table has nothing of what the old one had not brought."""
+
+    owed = Owed(None, 0, 0)
+
+    async def pages(self, order: int) -> AsyncIterator[list[Message]]:
+        for page in ():
+            yield page
+
+
+def test_subscribers_are_told_of_a_gap_before_a_cursor_says_more() -> None:
+    async def hand_on() -> int:
+        served = services(asyncio.get_running_loop().call_soon)
+        told = 0
+
+        def write(data: bytes) -> None:
+            nonlocal told
+            told += 1
+
+        for _ in range(10_000):
+            served.hub.subscribe(KEY, EVENTS, write)
+        delivery = Delivery(served)
+        delivery.tell_missing("2026-08-01T00:00:00Z")
+        missed: Any = _Nothing()
+        await delivery.recovered(missed, 5)
+        return told
+
+    assert asyncio.run(hand_on()) == 10_000
+
+
+def test_who_resumed_before_a_failover_gets_what_has_the_ids_of_what_he_has() -> None:
+    served = services()
+    delivery = Delivery(served)
+    got: list[bytes] = []
+    served.hub.subscribe(KEY, EVENTS, got.append, seen=Snapshot(10, 10))
+    delivery.streamed([message(5, 1)])
+    assert got == []
+    delivery.forget()  # the database is another one
+    delivery.streamed([message(6, 1)])
+    assert len(got) == 1
 
 
 @given(

@@ -17,7 +17,7 @@ NOTHING = Snapshot(1, 1)
 
 def following(**settings: Any) -> tuple[Following, Services]:
     served = services(**settings)
-    return Following(served.settings, served, lambda: None), served
+    return Following(served.settings, served, lambda why: None), served
 
 
 def test_orders_of_another_cluster_are_forgotten_and_what_is_owed_goes_by_time() -> None:

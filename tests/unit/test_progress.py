@@ -339,6 +339,8 @@ class Model:
         known = [row.transaction_id for row in found if row.transaction_id in self.handed]
         if self.remembers:
             assert known == sorted(known, key=self.handed.index), "in the order of delivery"
+        others = [row.transaction_id for row in found if row.transaction_id not in self.handed]
+        assert others == sorted(others), "or of the ids, as a session has them"
         if cut:
             places = dict(zip(*self.progress.known(cursor.horizon.seen)[:2], strict=True))
             for row in found[: len(found) // 2 + 1]:
@@ -384,6 +386,8 @@ class Model:
                 continue
             place = places.get(number)
             if place is not None and (place, number, position) <= last:
+                continue
+            if place is None and number == last[1] and position <= last[2]:
                 continue
             if place is None:
                 place = 0 if before.shows(number) else _LAST

@@ -108,14 +108,20 @@ def test_bytes_are_stored_as_bytes(
     ]  # fmt: skip
 
 
-def test_without_ack_only_a_refusal_is_answered(
-    join: Callable[..., Client], persist: Callable[..., None]
+def test_without_ack_only_a_refusal_is_answered_and_told_to_who_awaits_no_answer(
+    join: Callable[..., Client], persist: Callable[..., None], topic: str
 ) -> None:
     ann, bob = join("ann", config={"private": True}), join("bob")
     persist(ann, "said", ref="1")
     assert bob.receive().payload["event"] == "said"
     persist(ann, "said", wish="yes", ref="2")
-    assert "ttl" in refusal(ann, "2")
+    reason = refusal(ann, "2")
+    assert "ttl" in reason
+    system = ann.receive()
+    assert (system.event, system.payload) == (
+        "system",
+        {"extension": "system", "status": "error", "message": reason, "channel": topic},
+    )
 
 
 def test_it_is_replayed_until_its_ttl_has_passed(
@@ -183,7 +189,9 @@ def test_on_a_public_channel_it_is_refused(
     one.join(topic)
     other.join(topic)
     persist(one, "said", ref="1")
-    assert refusal(one, "1") == "a message can be stored on a private channel only"
+    reason = "a message can be stored on a private channel only"
+    assert refusal(one, "1") == reason
+    assert one.receive().payload["message"] == reason  # without `ack`
     other.heartbeat()
 
 
@@ -193,6 +201,7 @@ def test_who_may_not_write_is_told(
     ann = join("ann", "read broadcast")
     persist(ann, "said", ref="1")
     assert refusal(ann, "1").startswith("Unauthorized")
+    ann.heartbeat()  # and nothing else, with `ack`
     assert stored(database, topic) == []
 
 

@@ -222,6 +222,27 @@ def test_expired_messages_are_passed_over(
     again.heartbeat()
 
 
+def test_what_is_too_large_for_a_server_comes_from_it_neither_live_nor_later(
+    database: Database, start_server: Callable[..., Server], open_client: Callable[..., Client],
+    join: Callable[..., Client], ann: str, topic: str,
+) -> None:  # fmt: skip
+    cursor = join().cursor
+    server = start_server("--max-payload-bytes", "200")
+    live, later, replayed = (open_client(server, key=ann) for _ in range(3))
+    live.join(topic, {"private": True})
+    for event, size in (("small", 1), ("large", 200), ("last", 1)):
+        database.send(topic, event, {"x": "x" * size}, private=True)
+    later_wishes = (
+        (later, after(cursor)),
+        (replayed, {"private": True, "broadcast": {"replay": {"since": 1}}}),
+    )
+    assert events(live, 2) == ["small", "last"]
+    for one, wish in later_wishes:
+        one.join(topic, wish)
+        assert events(one, 2) == ["small", "last"]
+        one.heartbeat()
+
+
 def test_nothing_is_lost_whenever_a_client_leaves_and_comes_back(
     database: Database, join: Callable[..., Client], topic: str
 ) -> None:

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from realtime_db.protocol.limits import BURST_SECONDS, CODES, SUMMARY_SECONDS, Limits, Rate
+from realtime_db.protocol.limits import BURST_SECONDS, CODES, NAMED, SUMMARY_SECONDS, Limits, Rate
 from realtime_db.settings import Settings
 from realtime_db.wheel import Wheel
 
@@ -50,35 +50,81 @@ def test_what_does_not_fit_takes_nothing_and_what_never_fits_is_known() -> None:
     assert Rate(0).ever_allows(1e9)
 
 
+class Clocked:
+    """Limits whose clock the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._wheel = Wheel(0)
+        self.limits = Limits(self._wheel, lambda: self.now, logging.getLogger("test"))
+
+    def pass_time(self) -> None:
+        self.now += SUMMARY_SECONDS + 1
+        self._wheel.advance(self.now)
+
+
 def test_a_flood_is_said_once_and_then_by_number(caplog: pytest.LogCaptureFixture) -> None:
-    wheel = Wheel(0)
-    now = 0.0
-    limits = Limits(wheel, lambda: now, logging.getLogger("test"))
-
-    def pass_time() -> None:
-        nonlocal now
-        now += SUMMARY_SECONDS + 1
-        wheel.advance(now)
-
+    clocked = Clocked()
+    limits = clocked.limits
     for number in range(1000):
         limits.over("max_payload_bytes", "message %d was not sent", number)
     limits.over("max_connections", "a client was refused")
-    pass_time()
+    clocked.pass_time()
     limits.over("max_payload_bytes", "message %d was not sent", 1000)
-    pass_time()
-    pass_time()
     limits.over("max_payload_bytes", "message %d was not sent", 1001)
+    clocked.pass_time()
+    clocked.pass_time()
+    limits.over("max_payload_bytes", "message %d was not sent", 1002)
 
-    assert [record.getMessage() for record in caplog.records] == [
+    assert caplog.messages == [
         "PayloadSizeExceeded: message 0 was not sent",
         "ConnectionRateLimitReached: a client was refused",
-        "PayloadSizeExceeded: 999 more in 10 seconds were over max_payload_bytes",
-        "PayloadSizeExceeded: 1 more in 10 seconds were over max_payload_bytes",
-        "PayloadSizeExceeded: message 1001 was not sent",
+        "PayloadSizeExceeded: 999 more within 10 seconds were over max_payload_bytes",
+        "PayloadSizeExceeded: message 1000 was not sent",
+        "PayloadSizeExceeded: 1 more within 10 seconds were over max_payload_bytes",
+        "PayloadSizeExceeded: message 1002 was not sent",
     ]
-    assert limits.struck["max_payload_bytes"] == 1002
+    assert limits.struck["max_payload_bytes"] == 1003
     assert limits.struck["max_connections"] == 1
+
+
+def test_no_client_can_hide_which_stored_messages_nobody_got(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clocked = Clocked()
+    for number in range(NAMED + 2):
+        clocked.limits.over("max_payload_bytes", "a broadcast was not sent")
+        clocked.limits.over("max_payload_bytes", "%d was not delivered", number, stored=True)
+    clocked.pass_time()
+    clocked.limits.over("max_payload_bytes", "%d was not delivered", 100, stored=True)
+
+    said = [text.removeprefix("PayloadSizeExceeded: ") for text in caplog.messages]
+    assert said == [
+        "a broadcast was not sent",
+        *(f"{number} was not delivered" for number in range(NAMED)),
+        f"{NAMED + 1} more within 10 seconds were over max_payload_bytes",
+        "2 more stored messages within 10 seconds were over max_payload_bytes",
+        "100 was not delivered",
+    ]
+    assert clocked.limits.struck["max_payload_bytes"] == 2 * NAMED + 5
+
+
+def test_what_was_counted_is_said_at_the_end_and_once(caplog: pytest.LogCaptureFixture) -> None:
+    clocked = Clocked()
+    for _ in range(3):
+        clocked.limits.over("max_payload_bytes", "a broadcast was not sent")
+    clocked.limits.over("max_connections", "a client was refused")
+    clocked.limits.flush()
+    clocked.pass_time()
+
+    assert caplog.messages[2:] == [
+        "PayloadSizeExceeded: 2 more within 10 seconds were over max_payload_bytes"
+    ]
 
 
 def test_every_limit_is_a_setting() -> None:
     assert set(CODES) <= {one.name for one in dataclasses.fields(Settings)}
+
+
+def test_each_limit_has_a_code_of_its_own() -> None:
+    assert len(set(CODES.values())) == len(CODES)

@@ -76,6 +76,14 @@ def test_a_gap_is_in_the_reply_and_in_a_message_after_it(world: World, client: C
     assert sent(client) == ["a"]
 
 
+def test_a_client_that_is_moved_on_over_a_gap_is_told_in_the_same_frame(
+    world: World, client: Client
+) -> None:
+    world.stored = Stored(gap="2026-08-01T00:00:00Z")
+    response = client.join(**RESUME)["response"]
+    assert (response["cursor"], response["gap"]) == ("the-new-cursor", "2026-08-01T00:00:00Z")
+
+
 def test_what_is_published_meanwhile_follows_unless_the_snapshot_shows_it(
     world: World, client: Client
 ) -> None:
@@ -202,7 +210,10 @@ def test_a_heartbeat_during_a_resume_has_no_cursor(world: World, client: Client)
         return client.frames.pop()[4]["response"]
 
     assert heartbeat() == {"cursor": progress.now}
-    join(client, steps=ANSWERED)
+    client.push("phx_join", {"config": RESUME}, ref="1")
+    for _ in range(WAITING, ANSWERED + 1):
+        assert heartbeat() == {}
+        client.step()
     assert heartbeat() == {}
     client.settle()
     assert heartbeat() == {"cursor": progress.now}
