@@ -105,10 +105,14 @@ def open_folder() -> Iterator[Path]:
         yield folder
 
 
-def test_the_command_is_where_the_readme_says(tmp_path: Path) -> None:
+def test_the_command_is_where_the_readme_says() -> None:
     assert "`. .venv/bin/activate`" in README
     planned = subprocess.run(
-        ["make", "--dry-run", "dev"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "--dry-run", "dev"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
 
     assert planned.splitlines()[-1] == ".venv/bin/realtime-db dev"

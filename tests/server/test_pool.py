@@ -17,7 +17,10 @@ from tests.faults.proxy import Proxy
 from tests.server.conftest import DEADLINE_SECONDS, Server
 
 POOL_SIZE = 4
-IN_THE_POOL = "select count(*) from pg_stat_activity where query like '%from realtime.authorize(%'"
+IN_THE_POOL = """
+    select count(*) from pg_stat_activity
+    where datname = current_database() and query like '%from realtime.authorize(%'
+"""
 
 
 @pytest.fixture
@@ -49,7 +52,7 @@ def test_nobody_is_refused_for_connections_that_the_network_forgot(
             answers = [threads.submit(server.post, path, {}) for _ in range(2 * POOL_SIZE)]
             return [answer.result().status for answer in answers]
 
-        while database.execute(IN_THE_POOL).fetchone() != (POOL_SIZE + 1,):  # and this one
+        while database.execute(IN_THE_POOL).fetchone() < (POOL_SIZE + 1,):  # and this one
             ask()
             assert time.monotonic() < deadline
         time.sleep(IDLE_SECONDS)  # what is used all the time is not looked at
