@@ -185,6 +185,12 @@ class _Heard(psycopg.AsyncConnection[tuple[Any, ...]]):
         self.heard_at = asyncio.get_running_loop().time()
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without the lines below it that show a statement or a hint."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def check_version(server_version: int) -> None:
     """Refuses a server (`server_version_num`) that lacks what we build on.
 

@@ -170,9 +170,14 @@ class Following:
         if services.standby:
             # After a restart of the database, who led before should again: it has clients.
             await asyncio.sleep(PATIENCE_SECONDS)
+        # A session of ours that was cut off holds the lock until the database ends it. Later, its
+        # process id may be that of another one.
+        loop = asyncio.get_running_loop()
+        ours_until = loop.time() + leadership.IDLE_SECONDS + 1.0
         while not await session.try_lock(slot):
-            # A session of ours that was cut off holds it until the database ends it.
-            if not services.standby and await session.holder(slot) not in (None, self._leader_pid):
+            holder = await session.holder(slot)
+            ours = holder == self._leader_pid and loop.time() < ours_until
+            if not services.standby and holder is not None and not ours:
                 services.standby = True
                 self._leader_pid = None
                 log.info("this server is a standby: another one leads")

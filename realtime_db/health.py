@@ -15,7 +15,7 @@ from typing import Final
 
 import psycopg
 
-from realtime_db.database import connect
+from realtime_db.database import connect, first_line
 from realtime_db.errors import RealtimeDbError
 from realtime_db.metrics import DatabaseCounts
 from realtime_db.release import check_release
@@ -107,7 +107,7 @@ class Watch:
         except TimeoutError:
             problem = f"no answer within {TIMEOUT_SECONDS:g} s"
         except (RealtimeDbError, psycopg.Error) as error:
-            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+            problem = first_line(error)
         return Health(problem, DatabaseCounts())
 
     async def _counts(self) -> DatabaseCounts:

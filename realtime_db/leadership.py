@@ -19,10 +19,9 @@ from typing import Any, Final, LiteralString, NamedTuple
 import psycopg
 
 from realtime_db.cursors import Snapshot
-from realtime_db.database import Connection, connect, conninfo, cut
+from realtime_db.database import Connection, connect, conninfo, cut, first_line
 from realtime_db.errors import ConnectionFailed
 from realtime_db.release import check_release
-from realtime_db.wal.slot import first_line
 from realtime_db.wal.slots import default_name
 
 IDLE_SECONDS: Final = 3.0

@@ -24,12 +24,12 @@ from typing import Any, Final
 import psycopg
 
 from realtime_db.cursors import Snapshot, cluster_id
-from realtime_db.database import Connection, connect
+from realtime_db.database import Connection, connect, first_line
 from realtime_db.errors import MissingRight, NotInstalled, RealtimeDbError
 from realtime_db.leadership import IDLE_SECONDS
 from realtime_db.progress import CLOCK_SLACK_US, Known, Progress
 from realtime_db.wal.pgoutput import COLUMNS, REVOCATIONS, SENDABLE, Message
-from realtime_db.wal.slot import connection_lost, first_line
+from realtime_db.wal.slot import connection_lost
 from realtime_db.wal.stream import Batch
 
 TOPICS_AT_ONCE: Final = 2_000

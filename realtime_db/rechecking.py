@@ -14,9 +14,8 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from realtime_db.cursors import Snapshot
-from realtime_db.database import Connection
+from realtime_db.database import Connection, first_line
 from realtime_db.protocol.rechecks import Rechecks, Revocation
-from realtime_db.wal.slot import first_line
 
 WAIT_SECONDS: Final = 600.0
 """A transaction that cannot be seen by then is of a database that is no more."""

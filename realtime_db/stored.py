@@ -21,13 +21,12 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from realtime_db.auth.access import CheckFailed, IncreaseConnectionPool
 from realtime_db.cursors import Cursor, Snapshot, join
-from realtime_db.database import Connection
+from realtime_db.database import Connection, first_line
 from realtime_db.errors import ConnectionFailed
 from realtime_db.progress import Known, Progress
 from realtime_db.protocol.broadcast import Broadcast, Replayed
 from realtime_db.protocol.join import Replay
 from realtime_db.protocol.services import Polls, Services, Subscriber
-from realtime_db.wal.slot import first_line
 
 PAGE_MESSAGES: Final = 500
 PAGE_BYTES: Final = 262_144

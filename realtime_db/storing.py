@@ -17,9 +17,8 @@ import psycopg
 from psycopg import errors
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from realtime_db.database import Connection
+from realtime_db.database import Connection, first_line
 from realtime_db.protocol.persist import IS_RESTARTING, NotStored, Outgoing, ToStore
-from realtime_db.wal.slot import first_line
 
 MAX_MESSAGES: Final = 500
 MAX_BYTES: Final = 8_000_000

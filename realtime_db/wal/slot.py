@@ -20,6 +20,7 @@ from realtime_db.database import (
     check_version,
     connection_failed,
     conninfo,
+    first_line,
 )
 from realtime_db.database import connect as connect_ordinary
 from realtime_db.errors import (
@@ -310,8 +311,3 @@ def connection_lost(message: str) -> ConnectionFailed:
         f"the connection to the database ended: {' '.join(message.split())}",
         hint="Is the server still running? Its log says why it closed the connection.",
     )
-
-
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -28,7 +28,7 @@ from typing import Final
 import psycopg
 from psycopg import pq, sql
 
-from realtime_db.database import Connection
+from realtime_db.database import Connection, first_line
 from realtime_db.errors import ConnectionFailed, DecodeError, RealtimeDbError, SlotError
 from realtime_db.wal.pgoutput import Begin, Commit, Decoder, LogicalMessage, Message
 from realtime_db.wal.session import KEEPALIVE, XLOG_DATA, XLOG_DATA_HEADER_BYTES, Session
@@ -38,7 +38,6 @@ from realtime_db.wal.slot import (
     connect,
     connection_lost,
     find_or_make_slot,
-    first_line,
     identify,
 )
 

@@ -28,6 +28,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from realtime_db.auth import tokens
 from tests.conftest import drop_slots
+from tests.faults.background import Background
+from tests.faults.proxy import Proxy
 
 ROOT = Path(__file__).resolve().parents[2]
 JWT_SECRET = secrets.token_urlsafe(32)
@@ -318,6 +320,16 @@ def own_database_url(
     """A database that a test may break."""
     with _database(server_url, owner_url, migrated_template) as url:
         yield url
+
+
+@pytest.fixture
+def network(own_database_url: str) -> Iterator[Proxy]:
+    """What is between a server and Postgres."""
+    background = Background()
+    proxy = Proxy(background, int(conninfo_to_dict(own_database_url)["port"]))
+    yield proxy
+    proxy.close()
+    background.close()
 
 
 @pytest.fixture

@@ -18,9 +18,8 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
-from tests.faults.background import Background
 from tests.faults.proxy import Proxy
 from tests.server.conftest import Events, Server, token
 
@@ -55,16 +54,6 @@ def owner(own_database_url: str) -> Iterator[Connection]:
 @pytest.fixture
 def admin(own_database_url: str, as_admin: Callable[[str], Connection]) -> Connection:
     return as_admin(own_database_url)
-
-
-@pytest.fixture
-def network(own_database_url: str) -> Iterator[Proxy]:
-    """What is between a server and Postgres."""
-    background = Background()
-    proxy = Proxy(background, int(conninfo_to_dict(own_database_url)["port"]))
-    yield proxy
-    proxy.close()
-    background.close()
 
 
 def through(network: Proxy, database_url: str) -> str:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import psycopg
-import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
 from realtime_db.database import IDLE_SECONDS
-from tests.faults.background import Background
 from tests.faults.proxy import Proxy
 from tests.server.conftest import DEADLINE_SECONDS, Server
 
@@ -21,16 +19,6 @@ IN_THE_POOL = """
     select count(*) from pg_stat_activity
     where datname = current_database() and query like '%from realtime.authorize(%'
 """
-
-
-@pytest.fixture
-def network(own_database_url: str) -> Iterator[Proxy]:
-    """What is between a server and Postgres."""
-    background = Background()
-    proxy = Proxy(background, int(conninfo_to_dict(own_database_url)["port"]))
-    yield proxy
-    proxy.close()
-    background.close()
 
 
 def test_nobody_is_refused_for_connections_that_the_network_forgot(

@@ -5,12 +5,10 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
-from tests.faults.background import Background
 from tests.faults.proxy import Proxy
 from tests.server.conftest import DEADLINE_SECONDS, JWT_SECRET, Server
 
@@ -33,16 +31,6 @@ server.LAST_SECONDS = 3.0
 settings = Settings(database_url=sys.argv[1], port=0, jwt_secrets=(sys.argv[2],), log_json=True)
 sys.exit(server.run(settings))
 """
-
-
-@pytest.fixture
-def network(own_database_url: str) -> Iterator[Proxy]:
-    """What is between a server and Postgres."""
-    background = Background()
-    proxy = Proxy(background, int(conninfo_to_dict(own_database_url)["port"]))
-    yield proxy
-    proxy.close()
-    background.close()
 
 
 def test_it_ends_though_the_database_does_not_answer(

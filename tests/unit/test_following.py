@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
+from realtime_db import leadership
 from realtime_db.cursors import Snapshot
 from realtime_db.errors import SlotError
 from realtime_db.following import Following
@@ -37,6 +39,29 @@ def test_orders_of_another_cluster_are_forgotten_and_what_is_owed_goes_by_time()
     served.hub.tap(KEY, lambda broadcast: got.append(broadcast.id))
     subject._delivery.streamed([message(1, 1)])
     assert got == ["1-1"]
+
+
+@pytest.mark.parametrize(("idle_seconds", "standby"), [(60.0, False), (-1.0, True)])
+def test_only_for_a_while_the_lock_may_be_that_of_a_session_of_ours(
+    monkeypatch: pytest.MonkeyPatch, idle_seconds: float, standby: bool
+) -> None:
+    monkeypatch.setattr(leadership, "IDLE_SECONDS", idle_seconds)
+    monkeypatch.setattr(leadership, "TRY_SECONDS", 0.0)
+    subject, served = following()
+    subject._leader_pid = 5
+    locked = iter([False, False, True])
+
+    class Session:
+        async def try_lock(self, name: str) -> bool:
+            return next(locked)
+
+        async def holder(self, name: str) -> int:
+            return 5
+
+    session: Any = Session()
+    asyncio.run(subject._win(session, "a"))
+
+    assert served.standby is standby
 
 
 def test_a_slot_of_a_name_that_is_not_ours_is_refused_before_anything_begins() -> None:
