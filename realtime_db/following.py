@@ -90,7 +90,7 @@ class Following:
         self._connections: list[Connection] = []
         self._replace = False
         self._polls = settings.source == "poll"
-        self._leader_pid: int | None = None  # of the session that had the lock, if we led
+        self._pids: set[int] = set()  # of our sessions that may have the lock, or had it
         self._forget()
         self._stop()
 
@@ -151,7 +151,7 @@ class Following:
             # Whoever comes from now on is owed what commits from now on.
             look = await session.look(slot)
             self._first = self._first or look
-            self._leader_pid = session.backend_pid
+            self._pids = {session.backend_pid}
             services.leading = True
             if services.standby:
                 services.standby = False
@@ -174,12 +174,13 @@ class Following:
         # process id may be that of another one.
         loop = asyncio.get_running_loop()
         ours_until = loop.time() + leadership.IDLE_SECONDS + 1.0
+        self._pids.add(session.backend_pid)  # it may get the lock, and the answer be lost
         while not await session.try_lock(slot):
             holder = await session.holder(slot)
-            ours = holder == self._leader_pid and loop.time() < ours_until
+            ours = holder in self._pids and loop.time() < ours_until
             if not services.standby and holder is not None and not ours:
                 services.standby = True
-                self._leader_pid = None
+                self._pids = {session.backend_pid}
                 log.info("this server is a standby: another one leads")
                 self._send_away("Another server leads")
                 self._forget()

@@ -9,7 +9,7 @@ import pytest
 
 from realtime_db import leadership
 from realtime_db.cursors import Snapshot
-from realtime_db.errors import SlotError
+from realtime_db.errors import ConnectionFailed, SlotError
 from realtime_db.following import Following
 from realtime_db.protocol.services import Services
 from tests.unit.parts import KEY, message, services
@@ -48,18 +48,25 @@ def test_only_for_a_while_the_lock_may_be_that_of_a_session_of_ours(
     monkeypatch.setattr(leadership, "IDLE_SECONDS", idle_seconds)
     monkeypatch.setattr(leadership, "TRY_SECONDS", 0.0)
     subject, served = following()
-    subject._leader_pid = 5
-    locked = iter([False, False, True])
+    # The answer of the first, that it has the lock, never came.
+    locked = iter([None, False, False, True])
 
     class Session:
+        def __init__(self, backend_pid: int) -> None:
+            self.backend_pid = backend_pid
+
         async def try_lock(self, name: str) -> bool:
-            return next(locked)
+            if (answer := next(locked)) is None:
+                raise ConnectionFailed("no answer")
+            return answer
 
         async def holder(self, name: str) -> int:
             return 5
 
-    session: Any = Session()
-    asyncio.run(subject._win(session, "a"))
+    sessions: Any = Session(5), Session(6)
+    with pytest.raises(ConnectionFailed):
+        asyncio.run(subject._win(sessions[0], "a"))
+    asyncio.run(subject._win(sessions[1], "a"))
 
     assert served.standby is standby
 
