@@ -434,6 +434,9 @@ class EventStream(asyncio.Protocol):
         slow.reset(self._transport)
 
     def _leave(self) -> None:
+        if self._resuming is not None and self in self._streams:
+            # Once: the query is ended first, and a connection is lost if that is interrupted.
+            self._resuming.cancel()
         self._streams.discard(self)
         subscriptions, self._subscriptions = self._subscriptions, []
         for subscription in subscriptions:
@@ -441,8 +444,6 @@ class EventStream(asyncio.Protocol):
         if self._held is not None:
             self._held.drop()
             self._held = None
-        if self._resuming is not None:
-            self._resuming.cancel()
         for topic in self._private:
             self._services.rechecks.remove(topic, self)
         if self._timer is not None:
