@@ -73,7 +73,13 @@ def run(data: Path | None, *, host: str, port: int) -> None:
 def _default_folder() -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/realtime-db")
-    home = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    try:
+        home = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    except RuntimeError as error:
+        raise EmbeddedPostgresError(
+            "this account has no home folder to keep the data in",
+            hint="Give a folder that this account may write: --data PATH",
+        ) from error
     return home / "realtime-db"
 
 

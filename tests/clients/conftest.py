@@ -15,9 +15,9 @@ import itertools
 import json
 import os
 import queue
-import re
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +25,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -82,6 +82,17 @@ def token(role: str = "anon", user: str | None = None, *, ttl_seconds: float = 3
     return tokens.mint(JWT_SECRET, role=role, sub=user, now=time.time(), ttl_seconds=ttl_seconds)
 
 
+_ports = itertools.count(20_000 + os.getpid() % 200 * 50)
+
+
+def port_to_keep() -> int:
+    """A free one, which the system gives to nobody who asks for any while it is not in use."""
+    for port in _ports:
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("unreachable")
+
+
 # The database and the server
 
 
@@ -125,12 +136,12 @@ def _read(pipe: IO[str], take: Callable[[str | None], None]) -> threading.Thread
 
 
 class Server:
-    """`realtime-db serve` on a free port, which it keeps when it is started again."""
+    """`realtime-db serve` on a port that it keeps when it is started again."""
 
     def __init__(self, database_url: str, *options: str) -> None:
         self._database_url = database_url
         self._options = options
-        self.port = 0
+        self.port = port_to_keep()
         self.log: list[str] = []
 
     @property
@@ -165,8 +176,6 @@ class Server:
                 line = lines.get(timeout=DEADLINE_SECONDS)
                 assert line is not None, "the server ended:\n" + "\n".join(self.log)
                 awaited = {text for text in awaited if text not in line}
-                if match := re.search(r"listening on http://[\d.]+:(\d+)", line):
-                    self.port = int(match[1])
         except BaseException:
             self._process.kill()
             raise
@@ -411,7 +420,7 @@ def _node() -> list[str]:
         fcntl.flock(held, fcntl.LOCK_EX)
         if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
             finished = subprocess.run(
-                ["npm", "ci", "--no-audit", "--no-fund"],
+                ["npm", "ci", "--no-audit", "--no-fund", "--fetch-retries=5"],
                 cwd=JAVASCRIPT,
                 capture_output=True,
                 text=True,

@@ -18,6 +18,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from realtime_db import development
+from realtime_db.errors import EmbeddedPostgresError
+from tests.clients.conftest import port_to_keep
+
 DEADLINE_SECONDS = 60.0
 
 
@@ -86,6 +90,7 @@ def send(printed: str) -> None:
 
 
 def test_the_next_start_prints_the_same_keys_and_the_same_database_url(folder: Path) -> None:
+    (folder / "postgres-port").write_text(f"{port_to_keep()}\n")  # nobody takes it in between
     with dev(folder) as first:
         pass
     with dev(folder) as second:
@@ -96,9 +101,10 @@ def test_the_next_start_prints_the_same_keys_and_the_same_database_url(folder: P
 
 
 def test_a_port_that_is_taken_meanwhile_is_replaced_and_that_is_said(folder: Path) -> None:
+    port = port_to_keep()
+    (folder / "postgres-port").write_text(f"{port}\n")
     with dev(folder) as first:
         pass
-    port = int((folder / "postgres-port").read_text())
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", port))
@@ -160,6 +166,20 @@ def test_a_folder_that_cannot_keep_the_data_is_named(folder: Path, name: str) ->
 
     assert f"{data} cannot keep the data" in said
     assert "--data" in said
+
+
+def test_an_account_without_a_home_is_asked_for_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+
+    with pytest.raises(EmbeddedPostgresError, match="no home folder") as raised:
+        development.run(None, host="127.0.0.1", port=0)
+
+    assert "--data" in str(raised.value.hint)
 
 
 def test_a_port_that_is_taken_is_said_before_anything_is_made(folder: Path) -> None:
