@@ -77,7 +77,7 @@ $(VENV)/fuzz/.ready: pyproject.toml
 $(VENV)/audit/.ready: Makefile
 	@test -d $(@D) || $(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
-		'bandit>=1.8' 'pgspot>=0.9' 'pip-audit>=2.8'
+		'bandit>=1.9,<1.10' 'pgspot>=0.9,<0.10' 'pip-audit>=2.8,<3'
 	@touch $@
 
 ifneq ($(filter install uninstall installcheck,$(MAKECMDGOALS)),)
