@@ -17,12 +17,15 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
@@ -33,6 +36,22 @@ from realtime_db.install import migrate
 
 SETTINGS = {"fsync": "off", "synchronous_commit": "on", "full_page_writes": "off"}
 OWNER = "app"
+NIGHT_SECONDS = 60
+
+# A machine that stands still for a moment is no failure.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
+
+
+@pytest.fixture(autouse=True)
+def day() -> date:
+    """The UTC day, which lasts for longer than a test: partitions, and much else, are of a day."""
+    left = 86_400 - time.time() % 86_400
+    if left < NIGHT_SECONDS:
+        time.sleep(left)
+    return datetime.now(UTC).date()
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +123,15 @@ def create_database(
 
 
 @pytest.fixture(scope="session")
-def migrated_template(server_url: str, owner_url: Callable[[str], str]) -> Iterator[str]:
+def migrated_on() -> date:
+    """The UTC day on which the first test began that asks for a migrated database."""
+    return datetime.now(UTC).date()
+
+
+@pytest.fixture(scope="session")
+def migrated_template(
+    server_url: str, owner_url: Callable[[str], str], migrated_on: date
+) -> Iterator[str]:
     """The name of a database that `realtime-db migrate` was run in, once."""
     name = f"template_{secrets.token_hex(6)}"
     _create(server_url, name, "template1")
@@ -121,9 +148,16 @@ def empty_database_url(create_database: Callable[..., str]) -> str:
 
 
 @pytest.fixture
-def database_url(create_database: Callable[..., str], migrated_template: str) -> str:
-    """URL of a fresh database with realtime-db migrated, as its plain owner."""
-    return create_database(migrated_template)
+def database_url(
+    create_database: Callable[..., str], migrated_template: str, migrated_on: date, day: date
+) -> str:
+    """URL of a fresh database with realtime-db migrated today, as its plain owner."""
+    url = create_database(migrated_template)
+    if day != migrated_on:  # midnight has passed since
+        with psycopg.connect(url, autocommit=True) as owner:
+            owner.execute("select realtime.setup()")
+            owner.execute("select realtime.drop_partition(%s)", [day - timedelta(days=2)])
+    return url
 
 
 @pytest.fixture
@@ -145,7 +179,7 @@ def _create(server_url: str, name: str, template: str) -> None:
 def drop_slots(admin: psycopg.Connection, database: str) -> None:
     """Drops what servers left; walsenders live on for a moment after their client is gone."""
     admin.execute(
-        "select pg_terminate_backend(active_pid, 10000) from pg_replication_slots "
+        "select pg_terminate_backend(active_pid, 60000) from pg_replication_slots "
         "where database = %s and active",
         [database],
     )

@@ -134,7 +134,7 @@ def test_dev_prints_what_the_readme_promises(open_folder: Path) -> None:
         with psycopg.connect(url) as connection:
             found = connection.execute("select realtime.version()").fetchone()
         running.send_signal(signal.SIGINT)
-        assert running.wait(30) == 0
+        assert running.wait(60) == 0
 
     assert found is not None
     for promised in ("URL ", "anon key", "service key", "DATABASE_URL", "psql ", "createClient("):

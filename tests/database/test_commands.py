@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import psycopg
 import pytest
@@ -187,15 +188,16 @@ def test_ctrl_c_leaves_no_statement_that_goes_on_waiting(
         query = "select from pg_locks where not granted and relation = 'todos'::regclass"
         return todos.execute(query).fetchone() is not None
 
-    with (
-        todos.transaction(),
-        subprocess.Popen(
-            [sys.executable, "-m", "realtime_db", "trigger", "add", "todos", "--topic", "a"],
-            env={**os.environ, "DATABASE_URL": database_url},
-            stderr=subprocess.PIPE,
-        ) as running,
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(todos.transaction())
         todos.execute("lock table todos")
+        running = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-m", "realtime_db", "trigger", "add", "todos", "--topic", "a"],
+                env={**os.environ, "DATABASE_URL": database_url},
+                stderr=subprocess.PIPE,
+            )
+        )
         deadline = time.monotonic() + 60
         while not waiting():
             assert running.poll() is None, running.communicate()

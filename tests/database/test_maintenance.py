@@ -77,7 +77,10 @@ def reader(database_url: str) -> Iterator[None]:
 
 @contextmanager
 def sender(database_url: str) -> Iterator[list[str]]:
-    """Sends all the time; yields the errors of those sends that had to wait for half a second."""
+    """Sends all the time; yields the errors of those sends that had to wait for too long.
+
+    That is half a second twice running: a machine that stands still lets one wait as well.
+    """
     refused: list[str] = []
     sent = threading.Event()
     stop = threading.Event()
@@ -85,11 +88,15 @@ def sender(database_url: str) -> Iterator[list[str]]:
     def send() -> None:
         with psycopg.connect(database_url, autocommit=True) as connection:
             connection.execute("set lock_timeout = '500ms'")
+            waited = False
             while not stop.is_set():
                 try:
                     connection.execute("select realtime.send('{}', 'event', 'topic')")
+                    waited = False
                 except errors.LockNotAvailable as error:
-                    refused.append(str(error))
+                    if waited:
+                        refused.append(str(error))
+                    waited = True
                 sent.set()
 
     thread = threading.Thread(target=send)
@@ -104,14 +111,17 @@ def sender(database_url: str) -> Iterator[list[str]]:
 
 def interrupt_a_detach(database_url: str, day: date) -> None:
     """`detach … concurrently` waits for a reader and is canceled, as by Ctrl-C."""
-    with reader(database_url), psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute("set statement_timeout = '200ms'")
-        with pytest.raises(errors.QueryCanceled):
-            connection.execute(
-                sql.SQL("alter table realtime.messages detach partition {} concurrently").format(
-                    table(day)
-                )
-            )
+    detach = sql.SQL("alter table realtime.messages detach partition {} concurrently")
+    impatient = make_conninfo(database_url, options="-c statement_timeout=200ms")
+    with (
+        reader(database_url),
+        psycopg.connect(database_url, autocommit=True) as looking,
+        psycopg.connect(impatient, autocommit=True) as connection,
+    ):
+        # More than once if the machine stands still, and it is canceled before it waits.
+        while not looking.execute("select from realtime.partitions() where detaching").fetchall():
+            with pytest.raises(errors.QueryCanceled):
+                connection.execute(detach.format(table(day)))
 
 
 # --- the program --------------------------------------------------------------------------------
@@ -168,10 +178,11 @@ def test_a_message_goes_into_a_partition_that_a_run_made(
 @pytest.mark.parametrize(
     ("today", "oldest", "newest"),
     [
-        (date(2028, 2, 29), "messages_2028_02_26", "messages_2028_03_07"),
-        (date(2027, 4, 30), "messages_2027_04_27", "messages_2027_05_07"),
-        (date(2026, 12, 31), "messages_2026_12_28", "messages_2027_01_07"),
-        (date(2027, 1, 1), "messages_2026_12_29", "messages_2027_01_08"),
+        # Far from the days of the clock, which have partitions already.
+        (date(2128, 2, 29), "messages_2128_02_26", "messages_2128_03_07"),
+        (date(2127, 4, 30), "messages_2127_04_27", "messages_2127_05_07"),
+        (date(2126, 12, 31), "messages_2126_12_28", "messages_2127_01_07"),
+        (date(2127, 1, 1), "messages_2126_12_29", "messages_2127_01_08"),
     ],
 )
 def test_the_end_of_a_month_or_year_is_a_day_like_any_other(
@@ -481,7 +492,10 @@ def test_beside_a_default_partition_old_days_are_dropped_all_the_same(
     with sender(database_url) as refused:
         with reader(database_url):
             beside = maintain(database_url)
-        after = maintain(database_url)
+        for _ in range(10):  # once, but on a slow machine
+            after = maintain(database_url)
+            if not after.skipped:
+                break
 
     assert beside.skipped == (
         Skipped(partition_name(old), "a transaction that uses it is still open"),

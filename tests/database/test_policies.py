@@ -23,7 +23,7 @@ from realtime_db.auth.tokens import Claims
 Connection = psycopg.Connection[tuple[Any, ...]]
 T = TypeVar("T")
 
-DEADLINE_SECONDS = 30
+DEADLINE_SECONDS = 60
 BOTH = Access(broadcast=True, presence=True)
 NOTHING = Access(broadcast=False, presence=False)
 
@@ -734,12 +734,12 @@ def test_a_connection_is_good_again_after_an_error(url: str, owner: Connection) 
         assert not await asked.read_access("a\0", claims())
         return await asked.read_access("room", claims())
 
-    assert ask(url, twice, kwargs={"options": "-c statement_timeout=100ms"}) == BOTH
+    assert ask(url, twice, kwargs={"options": "-c statement_timeout=2s"}) == BOTH
 
 
 def test_a_pool_in_which_all_is_lent_asks_for_a_larger_one(url: str) -> None:
     async def while_lent(asked: Policies) -> list[object]:
-        async with asked._pool.connection():
+        async with asked._pool.connection(timeout=DEADLINE_SECONDS):
             # One waits in vain, the other is not even let wait.
             questions = (asked.read_access("room", claims()) for _ in range(2))
             return list(await asyncio.gather(*questions, return_exceptions=True))

@@ -13,7 +13,7 @@ from realtime_db.auth.tokens import Claims
 from realtime_db.protocol.rechecks import Rechecks, Revocation
 from realtime_db.rechecking import Rechecking
 
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0
 AT_ONCE = 3
 
 

@@ -22,7 +22,7 @@ FORGE = """
 insert into realtime.messages (topic, extension, payload, private)
 values ('realtime:revocations', 'revocation', '{}', true)
 """
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0
 
 
 @contextmanager

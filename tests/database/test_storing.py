@@ -13,17 +13,28 @@ from psycopg_pool import AsyncConnectionPool
 from realtime_db.protocol.persist import NotStored, Outgoing, ToStore
 from realtime_db.storing import Storing
 
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0
 NO_TEXT = NotStored("the message holds what the database has no text for")
 
 
-def store(url: str, payloads: list[bytes], *, topic: str = "room") -> list[NotStored | None]:
+def store(
+    url: str,
+    payloads: list[bytes],
+    *,
+    topic: str = "room",
+    connect_seconds: float = DEADLINE_SECONDS,
+) -> list[NotStored | None]:
     """What became of each."""
 
     async def run() -> list[NotStored | None]:
         results: dict[int, NotStored | None] = {}
         pool = AsyncConnectionPool(
-            url, min_size=0, max_size=2, timeout=2.0, kwargs={"autocommit": True}, open=False
+            url,
+            min_size=0,
+            max_size=2,
+            timeout=connect_seconds,
+            kwargs={"autocommit": True},
+            open=False,
         )
         async with asyncio.timeout(DEADLINE_SECONDS), pool:
             to_store, done = ToStore(), asyncio.Event()
@@ -90,19 +101,20 @@ def test_without_a_partition_nothing_is_stored(
 
 def test_a_database_that_is_away_is_said_to_be(owner_url) -> None:
     url = psycopg.conninfo.make_conninfo(owner_url("nowhere"), port="1")
-    assert store(url, [b"1", b"2"]) == [NotStored("Tenant database unavailable")] * 2
+    stored = store(url, [b"1", b"2"], connect_seconds=1.0)
+    assert stored == [NotStored("Tenant database unavailable")] * 2
 
 
 def test_a_table_that_is_locked_cancels_the_query(
     database_url: str, connection: psycopg.Connection
 ) -> None:
-    connection.execute(
-        sql.SQL("alter role current_user in database {} set statement_timeout = '200ms'").format(
-            sql.Identifier(connection.info.dbname)
-        )
-    )
     with psycopg.connect(database_url) as other:
         other.execute("lock table realtime.messages in access exclusive mode")
+        connection.execute(
+            sql.SQL(
+                "alter role current_user in database {} set statement_timeout = '200ms'"
+            ).format(sql.Identifier(connection.info.dbname))
+        )
         assert store(database_url, [b"1"]) == [NotStored("Query canceled")]
 
 

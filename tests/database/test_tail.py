@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from decimal import Decimal
@@ -30,7 +31,7 @@ from realtime_db.errors import (
 from realtime_db.wal.pgoutput import Message
 from realtime_db.wal.stream import Batch, Stream, open_stream
 
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0
 FOLLOWING = "following realtime.messages from LSN "
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -186,8 +187,8 @@ def test_lines_for_people_have_time_topic_event_and_payload(
         send(connection, "room:1", "[1, 2]", private=False)
         (line,) = finish(process)
 
-    time, *rest = line.split("  ")
-    assert time.endswith("Z")
+    at, *rest = line.split("  ")
+    assert at.endswith("Z")
     assert rest == ["room:1", "event", "public", "[1, 2]"]
 
 
@@ -261,9 +262,13 @@ def test_ctrl_c_ends_with_status_130_and_no_traceback_and_leaves_no_slot(
         output, errors = process.communicate(timeout=DEADLINE_SECONDS)
 
     assert (process.returncode, output, errors) == (130, "", "")
-    assert connection.execute(
-        "select count(*) from pg_replication_slots where database = current_database()"
-    ).fetchone() == (0,)
+    # The walsender ends a moment after its client.
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while connection.execute(
+        "select from pg_replication_slots where database = current_database()"
+    ).fetchall():
+        assert time.monotonic() < deadline, "a slot is left"
+        time.sleep(0.02)
 
 
 def test_a_closed_pipe_ends_it_even_if_no_message_comes(database_url: str) -> None:
@@ -373,16 +378,9 @@ async def take(stream: Stream, count: int) -> tuple[list[Message], Batch]:
 
 
 @pytest.fixture
-def slot(server_url: str) -> Iterator[str]:
-    """The name of a durable slot, dropped afterwards."""
-    name = f"test_{os.getpid()}"
-    yield name
-    with psycopg.connect(server_url, autocommit=True) as admin:
-        admin.execute(
-            "select pg_drop_replication_slot(slot_name)"
-            " from pg_replication_slots where slot_name = %s",
-            [name],
-        )
+def slot(connection: Connection) -> str:
+    """The name of a durable slot, which goes with its database."""
+    return f"test_{connection.info.dbname}"
 
 
 @asynccontextmanager

@@ -20,6 +20,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from realtime_db import embedded
 from realtime_db.errors import EmbeddedPostgresError
 from realtime_db.install import migrate
+from tests.faults import ports
 
 OWNER = "app"
 RESTART_SECONDS = 60.0
@@ -53,7 +54,9 @@ class Cluster:
         self._data = data
         self._settings = {**SETTINGS, **(settings or {})}
         self._runner = asyncio.Runner()
-        self._port = 0
+        # It keeps its port when it is started again.
+        self._reserved = ports.reserve()
+        self._port = int(self._reserved.getsockname()[1])
         self._running: Any = None
         self._template = ""
         self.start()
@@ -68,7 +71,7 @@ class Cluster:
     # Its life
 
     def start(self) -> None:
-        """Starts it, on the port that it had before; returns when it answers."""
+        """Starts it, always on the same port; returns when it answers."""
         deadline = time.monotonic() + RESTART_SECONDS
         while True:
             starting = embedded.start(
@@ -85,7 +88,6 @@ class Cluster:
                     raise
                 continue
             self._running = starting
-            self._port = server.port
             self._pid = server.pid
             self.url = server.url
             return
@@ -114,6 +116,7 @@ class Cluster:
     def close(self) -> None:
         self.stop()
         self._runner.close()
+        self._reserved.close()
         if self._folder is not None:
             shutil.rmtree(self._folder)
 
@@ -162,7 +165,7 @@ class Cluster:
         name = str(conninfo_to_dict(url)["dbname"])
         with self.admin() as admin:
             admin.execute(
-                "select pg_terminate_backend(active_pid, 10000) from pg_replication_slots "
+                "select pg_terminate_backend(active_pid, 60000) from pg_replication_slots "
                 "where database = %s and active",
                 [name],
             )

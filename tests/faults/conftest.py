@@ -88,7 +88,7 @@ def make_server(database_url: str, source: str) -> Iterator[Callable[..., Server
 
         def make(*options: str, url: str = database_url) -> Server:
             server = Server(url, "--source", source, *options)
-            stack.callback(server.stop)
+            stack.callback(server.close)
             return server
 
         yield make

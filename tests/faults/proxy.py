@@ -143,6 +143,9 @@ class Proxy:
             _Link(writer, writer).reset()
             return
         link = _Link(writer, server)
+        if self._refusing:  # since this one came
+            link.reset()
+            return
         link.left[DOWN] = self._down_bytes
         for direction in set(BOTH) - self._stalled:
             link.flowing[direction].set()

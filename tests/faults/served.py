@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from realtime_db.auth import tokens
+from tests.faults import ports
 
 DEADLINE_SECONDS = 60.0
 SOURCES = pytest.mark.parametrize("source", ["wal", "poll"])
@@ -44,7 +44,8 @@ class Server:
         self._process: subprocess.Popen[str] | None = None
         self._news = threading.Condition()
         self.log: list[str] = []
-        self.port = _free_port()
+        self._reserved = ports.reserve()
+        self.port = int(self._reserved.getsockname()[1])
 
     def start(self) -> None:
         """Starts it; returns when it listens."""
@@ -119,9 +120,13 @@ class Server:
 
     def metric(self, name: str) -> float:
         """One number of /metrics."""
-        match = re.search(rf"^{name} (\S+)$", self.get("/metrics")[1], re.MULTILINE)
-        assert match, f"no metric {name}"
-        return float(match[1])
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while True:
+            # A server that is busy may not answer at once.
+            text = self.get("/metrics")[1]
+            if match := re.search(rf"^{name} (\S+)$", text, re.MULTILINE):
+                return float(match[1])
+            assert time.monotonic() < deadline, f"no metric {name}"
 
     def memory_bytes(self) -> int:
         """What it holds in memory."""
@@ -148,6 +153,13 @@ class Server:
         finally:
             print(f"The log of the server of port {self.port}:\n", *self.log[-200:], sep="")
         assert "Traceback" not in "".join(self.log), "".join(self.log)
+
+    def close(self) -> None:
+        """Stops it, and lets go of its port."""
+        try:
+            self.stop()
+        finally:
+            self._reserved.close()
 
     def _end(self) -> None:
         if self._process is None:
@@ -177,9 +189,3 @@ def send(server: Server, topic: str, payload: object) -> int:
     except urllib.error.HTTPError as error:
         with error:
             return error.code
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

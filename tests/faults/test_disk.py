@@ -34,7 +34,7 @@ def disk() -> Iterator[Path]:
         folder.rmdir()
         pytest.skip("this machine lets nobody make file systems")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)
     folder.rmdir()
 
 

@@ -74,7 +74,7 @@ def _wait_for_slot(admin: psycopg.Connection) -> None:
 
 def _drop_slots(admin: psycopg.Connection) -> None:
     admin.execute(
-        "select pg_terminate_backend(active_pid, 10000) from pg_replication_slots "
+        "select pg_terminate_backend(active_pid, 60000) from pg_replication_slots "
         "where database = current_database() and active"
     )
     dropped = admin.execute(

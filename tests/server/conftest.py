@@ -27,6 +27,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from realtime_db.auth import tokens
+from realtime_db.transports.http import LINGER_SECONDS
 from tests.conftest import drop_slots
 from tests.faults.background import Background
 from tests.faults.proxy import Proxy
@@ -131,6 +132,14 @@ class Server:
                 return match
         return self.says(pattern)
 
+    def ready(self) -> Answer:
+        """Waits until `/readyz` is 200: a busy database may say nothing for a while."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while (answer := self.request("GET", "/readyz")).status != 200:
+            assert time.monotonic() < deadline, answer.body
+            time.sleep(0.02)  # there is nothing to wait for but the answer
+        return answer
+
     @property
     def pid(self) -> int:
         return self._process.pid
@@ -191,15 +200,22 @@ class Server:
 
     def exchange(self, data: bytes, *, half_close: bool = False) -> bytes:
         """Sends bytes, and returns everything until the server closes."""
+        begun, received = time.monotonic(), b""
         with self.open() as opened:
             # It may have answered and closed before it had everything.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 opened.sendall(data)
-            if half_close:
-                opened.shutdown(socket.SHUT_WR)
-            received = b""
-            while piece := opened.recv(65_536):
-                received += piece
+            try:
+                if half_close:
+                    opened.shutdown(socket.SHUT_WR)
+                while piece := opened.recv(65_536):
+                    received += piece
+            except TimeoutError:
+                raise
+            except OSError:
+                # It waits for who was answered to close, but not if all stood still for so long.
+                if time.monotonic() - begun < LINGER_SECONDS:
+                    raise
             return received
 
 
@@ -259,7 +275,7 @@ class Events:
 
     def end(self) -> str:
         """The comment that the stream ends with, if nothing comes before it but heartbeats."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + DEADLINE_SECONDS
         while time.monotonic() < deadline:
             if text := self.next().get(""):
                 assert self.rest() == b""
@@ -307,6 +323,12 @@ class _database:
 
     def __exit__(self, *_: object) -> None:
         with psycopg.connect(self._server_url, autocommit=True) as admin:
+            # A server that still runs would take its slot again, or make another.
+            admin.execute(
+                sql.SQL("alter database {} allow_connections false").format(
+                    sql.Identifier(self._name)
+                )
+            )
             drop_slots(admin, self._name)
             admin.execute(
                 sql.SQL("drop database {} with (force)").format(sql.Identifier(self._name))
@@ -354,8 +376,11 @@ def database(served_database_url: str) -> Iterator[psycopg.Connection]:
 
 @pytest.fixture(scope="session")
 def server(served_database_url: str) -> Iterator[Server]:
-    """A server with its defaults, which follows the WAL."""
-    running = Server(served_database_url)
+    """A server with its defaults, which follows the WAL.
+
+    And nothing else: while it connects again, a test may have taken the right to the WAL away.
+    """
+    running = Server(served_database_url, "--source", "wal")
     running.says("following the WAL")
     yield running
     running.stop()

@@ -24,7 +24,7 @@ HEALTHY = {"ready": True, "server": "ok", "database": "ok", "slot": "ok", "parti
 
 def until(condition: Callable[[], Any]) -> Any:
     """What `condition` gives once it is true."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not (found := condition()):
         assert time.monotonic() < deadline, "waited in vain"
     return found
@@ -50,9 +50,7 @@ def test_a_live_server_says_ok(server) -> None:
 
 
 def test_a_server_that_delivers_is_ready(server) -> None:
-    answer = server.request("GET", "/readyz")
-
-    assert (answer.status, answer.json) == (200, HEALTHY)
+    assert server.ready().json == HEALTHY
 
 
 def test_without_a_partition_for_today_it_is_not_ready(start_server, own_database_url) -> None:
@@ -80,11 +78,11 @@ def test_without_the_wal_or_the_database_it_is_not_ready(
         "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", [name]
     )
 
-    answer = until_readyz(server, lambda it: it["slot"] != "ok" and it["database"] != "ok")
+    refused = "not currently accepting connections"
+    answer = until_readyz(server, lambda it: it["slot"] != "ok" and refused in it["database"])
 
     assert answer.status == 503
     assert answer.json["slot"] == "the database is not followed"
-    assert "not currently accepting connections" in answer.json["database"]
     assert answer.json["partitions"] == "unknown"
     assert server.request("GET", "/healthcheck").status == 200
     assert metrics(server)["realtime_db_database_up"] == 0
@@ -107,13 +105,14 @@ def test_a_thousand_questions_open_one_connection(server, database) -> None:
         ).fetchone()
         return count
 
+    server.ready()
     before = sessions()
     received = server.exchange(
         b"GET /readyz HTTP/1.1\r\n\r\n" * 999 + b"GET /readyz HTTP/1.1\r\nconnection: close\r\n\r\n"
     )
 
     assert received.count(b"HTTP/1.1 200 OK") == 1000
-    assert sessions() - before < 10
+    assert sessions() - before < 100  # an answer is good for a second
 
 
 # How is it doing
@@ -152,11 +151,13 @@ def test_metrics_count_what_happens(start_server, follow, topic, private_topic) 
     assert after["process_resident_memory_bytes"] > 1_000_000
 
 
-def test_metrics_tell_how_the_database_stands(server) -> None:
+def test_metrics_tell_how_the_database_stands(server, day, migrated_on) -> None:
+    server.ready()  # the same answer of the database is in both
     found = metrics(server)
 
     assert found["realtime_db_database_up"] == 1
-    assert found["realtime_db_partition_days"] == 8  # today and seven ahead
+    # Today and seven ahead; one less if midnight has passed since they were made.
+    assert found["realtime_db_partition_days"] in ((8,) if day == migrated_on else (7, 8))
     assert 0 <= found["realtime_db_replication_lag_bytes"] < 100_000_000
     assert found["realtime_db_wal_retained_bytes"] >= 0
     assert found["realtime_db_replication_lag_seconds"] >= 0
@@ -170,9 +171,8 @@ def test_a_database_of_an_older_release_is_not_served_before_it_is_migrated(
         owner.execute(released + "$$ select '0.3.0' $$")
         server = start_server(database_url=own_database_url)
         server.said("has realtime-db 0.3.0, and this server needs 0.4.0")
-        ready = server.request("GET", "/readyz")
+        ready = until_readyz(server, lambda it: "has realtime-db 0.3.0" in it["database"])
         assert ready.status == 503
-        assert b"has realtime-db 0.3.0" in ready.body
         owner.execute(released + "$$ select '0.10.0' $$")
         server.says("following the WAL")
 
@@ -357,7 +357,7 @@ def test_the_interface_is_what_its_description_says(server, mint, tmp_path) -> N
         cwd=tmp_path,  # for its cache
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )  # fmt: skip
 

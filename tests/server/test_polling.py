@@ -127,7 +127,7 @@ def test_auto_polls_if_the_login_may_not_replicate_and_says_why(
         with psycopg.connect(own_database_url, autocommit=True) as owner:
             send(owner, "hello")
         assert received(events, 1)[0] == ["hello"]
-        assert server.request("GET", "/readyz").status == 200
+        server.ready()
 
 
 def test_a_revocation_is_found(serve, follow, owner) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -300,15 +301,24 @@ def test_a_policy_that_takes_too_long_is_422_and_a_pool_in_use_429(start_server)
     server = start_server("--statement-timeout-seconds", "1", "--pool-size", "1")
     path = single("slow:x", query="?private=true")
 
+    slow, too_many = (422, "Query canceled"), (429, "Connection pool exhausted")
     with concurrent.futures.ThreadPoolExecutor(3) as threads:
-        answers = [threads.submit(server.post, path, {}) for _ in range(3)]
-        seen = {(answer.result().status, answer.result().json["message"]) for answer in answers}
 
-    assert seen == {(422, "Query canceled"), (429, "Connection pool exhausted")}
+        def ask() -> set[tuple[int, str]]:
+            answers = [threads.submit(server.post, path, {}) for _ in range(3)]
+            return {(answer.result().status, answer.result().json["message"]) for answer in answers}
+
+        # A busy machine may need a second for the first connection, or between two of the three.
+        seen: set[tuple[int, str]] = set()
+        deadline = time.monotonic() + 60
+        while seen != {slow, too_many}:
+            assert time.monotonic() < deadline, seen
+            seen |= ask()
+            assert seen <= {slow, too_many}
 
 
 def test_an_error_of_the_check_sends_nothing_of_a_batch(start_server, listen, topic) -> None:
-    server = start_server("--statement-timeout-seconds", "1")
+    server = start_server("--statement-timeout-seconds", "3")
     channel = listen(topic, to=server)
 
     answer = server.post(
@@ -498,31 +508,31 @@ def test_a_topic_that_is_not_utf8_is_400(server, mint) -> None:
 
 
 def test_more_messages_than_a_user_may_send_are_429(start_server, topic, mint) -> None:
-    server = start_server("--max-messages-per-second", "1")  # ten at once
-    ten = batch(*[message(topic)] * 10)
+    server = start_server("--max-messages-per-second", "0.2")  # two at once
+    two = batch(*[message(topic)] * 2)
     mine = {"authorization": f"Bearer {mint()}"}
     yours = {"authorization": f"Bearer {mint('anon')}"}
 
-    eleven = server.post("/api/broadcast", batch(*[message(topic)] * 11), headers=mine)
-    assert (eleven.status, eleven.json) == (
+    three = server.post("/api/broadcast", batch(*[message(topic)] * 3), headers=mine)
+    assert (three.status, three.json) == (
         429,
         {"message": "Too many messages to broadcast, please reduce the batch size"},
     )
-    assert accepted(server.post("/api/broadcast", ten, headers=mine))
+    assert accepted(server.post("/api/broadcast", two, headers=mine))
     for answer in (
-        server.post("/api/broadcast", ten, headers=mine),
+        server.post("/api/broadcast", two, headers=mine),
         server.post(single(topic, query="?private=true"), {}, headers=mine),
     ):
         assert (answer.status, answer.json) == (
             429,
             {"message": "You have exceeded your rate limit"},
         )
-    assert accepted(server.post("/api/broadcast", ten, headers=yours))
+    assert accepted(server.post("/api/broadcast", two, headers=yours))
 
 
 def test_more_bytes_than_a_user_may_send_are_429(start_server, topic, mint) -> None:
     server = start_server("--max-bytes-per-second", "100")  # a thousand at once
-    payload = {"a": "x" * 600}
+    payload = {"a": "x" * 980}  # it takes ten seconds until there is room for another
 
     assert accepted(server.post(single(topic), payload))
     answer = server.post(single(topic), payload)
@@ -533,7 +543,7 @@ def test_more_bytes_than_a_user_may_send_are_429(start_server, topic, mint) -> N
         429,
         {"message": "Too many messages to broadcast, please reduce the batch size"},
     )
-    server.says("BytePerSecondRateLimitReached: a request with 1 messages of 60. bytes")
+    server.says("BytePerSecondRateLimitReached: a request with 1 messages of 98. bytes")
 
 
 def test_where_all_is_private_a_public_broadcast_is_refused(

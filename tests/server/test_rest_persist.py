@@ -105,7 +105,7 @@ def test_what_the_database_refuses_is_422(server, private_topic, mint) -> None:
 
 def test_without_a_partition_for_today_it_is_422(start_server, own_database_url, as_admin) -> None:
     """The right to write is asked about by an insert, which says so first."""
-    server = start_server(database_url=own_database_url)
+    server = start_server("--no-maintain", database_url=own_database_url)  # it would make one
     server.says("following the WAL")
     as_admin(own_database_url).execute(
         "select realtime.drop_partition((now() at time zone 'utc')::date)"
@@ -137,7 +137,9 @@ select from pg_locks where not granted and locktype = 'advisory' and database = 
 def test_at_sigterm_what_waits_is_stored_and_answered(
     start_server, own_database_url, private_topic
 ) -> None:
-    server = start_server("--no-maintain", database_url=own_database_url)
+    server = start_server(
+        "--no-maintain", "--statement-timeout-seconds", "30", database_url=own_database_url
+    )
     deadline = time.monotonic() + 60
     with (
         ThreadPoolExecutor() as threads,

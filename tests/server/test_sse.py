@@ -226,10 +226,12 @@ def test_the_limits_of_websockets_hold_for_streams(start_server, follow) -> None
 
 
 def test_a_stream_ends_with_its_token(open_events, mint, topic) -> None:
-    events = open_events(f"topic={topic}&apikey={mint(ttl_seconds=2)}")
+    for seconds in (2, 20):  # if the machine stands still, it may be over before it is looked at
+        events = open_events(f"topic={topic}&apikey={mint(ttl_seconds=seconds)}")
+        if events.status == 200:
+            break
 
-    assert events.next()[""].startswith("Token has expired")
-    assert events.rest() == b""
+    assert events.end().startswith("Token has expired")
 
 
 # The connection
@@ -513,7 +515,7 @@ def placed(follow) -> Any:
     """`placed("room")` -> the events of topics, when the server knows where it is."""
 
     def placed(*topics: str, **more: Any) -> Any:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while (events := follow(*topics, **more)).place is None:
             assert time.monotonic() < deadline
             events.close()
@@ -674,7 +676,7 @@ def test_a_stream_that_cannot_resume_ends_and_comes_back(
     start_server, served_database_url, placed, follow, topic, mint
 ) -> None:
     """EventSource gives up on any answer but 200, so the reason is in a comment."""
-    server = start_server("--statement-timeout-seconds", "0.5")
+    server = start_server("--statement-timeout-seconds", "2")
     place = placed(topic, to=server).place
     with psycopg.connect(served_database_url) as other:
         other.execute("lock table realtime.messages in access exclusive mode")
@@ -690,7 +692,7 @@ def test_a_stream_that_cannot_resume_ends_and_comes_back(
         other.rollback()
     assert answer.startswith(b"HTTP/1.1 200 OK")
     assert answer.endswith(b": UnableToReplayMessages: Realtime was unable to replay messages\n\n")
-    assert follow(topic, after=place, to=server).place
+    assert placed(topic, after=place, to=server).place  # which asks again if it cannot yet
 
 
 def test_a_long_absence_is_made_up_for(database, follow, placed, topic) -> None:
@@ -724,8 +726,7 @@ def test_a_retired_key_ends_the_streams_that_it_opened(
 
     os.kill(server.pid, signal.SIGHUP)
 
-    assert old.next() == {"": "Failed to validate JWT signature"}
-    assert old.rest() == b""
+    assert old.end() == "Failed to validate JWT signature"
     server.says("1 connections ended: their keys were retired")
     server.post(f"/api/broadcast/{topic}/events/e", {})
     assert new.message()["event"] == "e"

@@ -34,7 +34,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc or 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root drops to another account")
 
 QUICK = {"fsync": "off"}
-DEADLINE_SECONDS = 30
+DEADLINE_SECONDS = 60
 
 # Another Python program that holds a server: tells its pids, then waits to be killed.
 HOLDER = """
@@ -249,7 +249,7 @@ def test_open_connection_does_not_delay_the_end(private_tmp: Path) -> None:
         await connection.close()
         return time.monotonic() - begun
 
-    assert asyncio.run(main()) < 8  # before the fast shutdown escalates
+    assert asyncio.run(main()) < 10  # which is when the fast shutdown would escalate
 
 
 def test_fork_of_us_that_holds_the_pipe_does_not_delay_the_end(private_tmp: Path) -> None:
@@ -442,6 +442,8 @@ def test_kept_data_survives_kill_9_of_postgres(kept: Path) -> None:
             await rows(first, "create table kept as select 42 as id")
             os.kill(first.pid, signal.SIGKILL)
         assert (kept / "postmaster.pid").exists()
+        # They let go of the memory that the next one would share.
+        eventually(lambda: not processes_of(kept), "the children of Postgres are gone")
         async with embedded.start(kept) as second:
             assert await rows(second, "select id from kept") == ["42"]
 
@@ -522,12 +524,13 @@ def test_port_that_is_taken_meanwhile_is_replaced(
     private_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free_port = postgres._free_port
+    ports: list[int] = []
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         taken = other.getsockname()[1]
-        ports = iter([taken, free_port()])
-        monkeypatch.setattr(postgres, "_free_port", lambda: next(ports))
+        ports.append(taken)
+        monkeypatch.setattr(postgres, "_free_port", lambda: ports.pop() if ports else free_port())
 
         async def main() -> None:
             async with embedded.start(settings=QUICK) as server:

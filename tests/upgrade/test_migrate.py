@@ -33,7 +33,7 @@ Describe = Callable[[str], dict[str, str]]
 
 FIRST, *LATER = releases.releases()
 NEWEST = releases.newest()
-DEADLINE_SECONDS = 20
+DEADLINE_SECONDS = 60
 
 
 def execute(url: str, *statements: str) -> None:
@@ -228,12 +228,12 @@ def test_a_migrate_that_waits_says_once_for_whom(
     async def run() -> int:
         async with holding(empty_database_url, lock) as holder:
             with pytest.raises(Busy):
-                await migrate.migrate(empty_database_url, limits=Limits(1.0, lock_timeout_ms=20))
+                await migrate.migrate(empty_database_url, limits=Limits(4.0, lock_timeout_ms=20))
             return holder.info.backend_pid
 
     pid = asyncio.run(run())
 
-    [told] = [text for text in caplog.messages if text.startswith("waiting up to 1 s for ")]
+    [told] = [text for text in caplog.messages if text.startswith("waiting up to 4 s for ")]
     assert f"(process {pid})" in told
 
 

@@ -36,7 +36,7 @@ from realtime_db.auth import tokens
 from tests.conftest import drop_slots
 
 ROOT = Path(__file__).resolve().parents[3]
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0
 SECRET = secrets.token_urlsafe(32)
 
 RIGHTS = """
@@ -418,6 +418,7 @@ def open_client() -> Iterator[Callable[..., Client]]:
             key: str | None = None,
             path: str = "/realtime/v1/websocket",
             headers: dict[str, str] | None = None,
+            max_queue: int | None = None,
             **options: Any,
         ) -> Client:
             query = {"apikey": mint() if key is None else key}
@@ -427,9 +428,8 @@ def open_client() -> Iterator[Callable[..., Client]]:
                 f"ws://{server.host}:{server.port}{path}?{urlencode(query)}",
                 additional_headers=headers,
                 open_timeout=DEADLINE_SECONDS,
-                close_timeout=1,
                 max_size=None,
-                max_queue=None,
+                max_queue=max_queue,
                 **options,
             )
             stack.callback(socket.close)

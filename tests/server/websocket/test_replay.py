@@ -185,7 +185,7 @@ def test_a_cancelled_replay_refuses_the_join(
     topic: str,
 ) -> None:
     """The policies can be asked; the table of stored messages cannot be read."""
-    one = open_client(start_server("--statement-timeout-seconds", "1"), key=ann)
+    one = open_client(start_server("--statement-timeout-seconds", "3"), key=ann)
     with psycopg.connect(database.url) as other:
         other.execute("lock table realtime.messages in access exclusive mode")
         reason = one.refused(topic, replay())

@@ -50,7 +50,8 @@ def ended(one: Client, topic: str) -> str:
 
 
 def goes_on(one: Client, database: Database, topic: str) -> None:
-    """The next that comes is a message that is sent now."""
+    """Nothing is asked about it any more, and the next that comes is sent now."""
+    one.push(f"realtime:{topic}", "presence", {"event": "untrack"})  # waits behind a question
     sent = database.send(topic, "still here", private=True)
     assert one.receive().payload["payload"]["id"] == sent
 
@@ -139,6 +140,7 @@ def test_the_right_to_write_is_asked_about_again(
     ended(witness, f"{topic}:2")
     ann.broadcast(topic, "may not")
 
+    # Which waits until that was denied.
     goes_on(ann, database, topic)
 
 

@@ -20,7 +20,7 @@ Database = Any
 RIGHTS = ("read broadcast", "write broadcast")
 PRIVATE = {"private": True, "broadcast": {"ack": True}}
 RESTARTING = "RealtimeRestarting: Realtime is restarting, please standby"
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0
 
 
 @pytest.fixture

@@ -84,7 +84,8 @@ def test_a_bad_token_refuses_the_join_with_its_reason(
         "JwtSignatureError: Failed to validate JWT signature"
     )
     assert re.fullmatch(
-        r"InvalidJWTToken: Token has expired (7|8|9) seconds ago", reason(token(ttl_seconds=-7))
+        r"InvalidJWTToken: Token has expired ([7-9]|\d\d) seconds ago",
+        reason(token(ttl_seconds=-7)),
     )
     assert reason(token(role=None)) == f"InvalidJWTToken: {MISSING}"
     assert reason(token(exp=0)) == "InvalidJWTToken: Token expiration time is invalid"
@@ -177,7 +178,7 @@ def test_a_bad_token_ends_the_channel_and_no_other(
         MISSING,
         "Failed to validate JWT signature",
     ]
-    assert re.fullmatch(r"Token has expired (7|8|9) seconds ago", messages[3])
+    assert re.fullmatch(r"Token has expired ([7-9]|\d\d) seconds ago", messages[3])
     one.broadcast(f"{topic}:other")
     assert one.receive().event == "broadcast"
 
@@ -260,7 +261,7 @@ def test_a_token_cannot_be_renewed_while_the_database_does_not_answer(
     topic: str,
 ) -> None:
     database.grant(topic, "ann", "read broadcast")
-    one = open_client(start_server("--statement-timeout-seconds", "1"), key=user("ann"))
+    one = open_client(start_server("--statement-timeout-seconds", "3"), key=user("ann"))
     ref = one.join(topic, {"private": True})
     with database.connection.transaction():
         database.execute("lock table realtime.messages in access exclusive mode")
@@ -275,7 +276,7 @@ def test_a_token_cannot_be_renewed_while_the_database_does_not_answer(
 def test_a_channel_ends_with_its_token_and_the_others_stay(
     client: Callable[..., Client], token: Callable[..., str], topic: str, vsn: str
 ) -> None:
-    one = client(vsn=vsn, key=token(ttl_seconds=2))
+    one = client(vsn=vsn, key=token(ttl_seconds=5))
     one.join(f"{topic}:long", {"broadcast": {"self": True}}, access_token=token())
     ref = one.join(topic)
     assert re.fullmatch(r"Token has expired \d+ seconds ago", ended(one, topic, ref))
@@ -289,9 +290,9 @@ def test_a_renewed_token_puts_off_the_end(
     client: Callable[..., Client], token: Callable[..., str], topic: str
 ) -> None:
     one = client()
-    one.join(topic, {"broadcast": {"self": True}}, access_token=token(ttl_seconds=2))
+    one.join(topic, {"broadcast": {"self": True}}, access_token=token(ttl_seconds=5))
     renew(one, topic, token())
-    ref = one.join(f"{topic}:short", access_token=token(ttl_seconds=2))
+    ref = one.join(f"{topic}:short", access_token=token(ttl_seconds=5))
     assert ended(one, f"{topic}:short", ref)
     one.broadcast(topic)
     assert one.receive().event == "broadcast"
