@@ -703,6 +703,10 @@ def test_a_long_absence_is_made_up_for(database, follow, placed, topic) -> None:
         " from generate_series(1, 1000) as n",
         [topic],
     )
+    # The server has read it: it might be more than is kept for a stream that resumes.
+    other = follow(f"{topic}:other")
+    send(database, f"{topic}:other", "later")
+    assert other.message()["event"] == "later"
 
     events = follow(topic, after=place)
 
