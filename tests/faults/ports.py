@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 
 
-def reserve() -> socket.socket:
-    """Holds a port of 127.0.0.1 until it is closed.
+def reserve(port: int = 0) -> socket.socket:
+    """Holds a port of 127.0.0.1, or any, until it is closed.
 
     Who asks the system for any port does not get this one; who asks for it, as our servers and
     Postgres do, does. Whoever connects meanwhile is refused.
@@ -14,5 +14,5 @@ def reserve() -> socket.socket:
     holder = socket.socket()
     # Without it on both sides only one could have the port.
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    holder.bind(("127.0.0.1", 0))
+    holder.bind(("127.0.0.1", port))
     return holder

@@ -19,7 +19,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import struct
 import subprocess
 from base64 import b64decode
@@ -30,6 +29,8 @@ from typing import Any
 
 import psycopg
 import pytest
+
+from tests.faults import ports
 
 DEADLINE_SECONDS = 60.0
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -442,9 +443,7 @@ def test_it_says_that_it_reconnects_and_joins_again_when_the_server_is_back(
 
     assert page.connection("reconnecting").startswith("Reconnecting")
     assert "joins when connected" in page.channel(topic, "waiting")
-    with socket.socket() as kept:  # the port, from all who ask for any
-        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        kept.bind(("127.0.0.1", server.port))
+    with ports.reserve(server.port):
         start_server("--port", str(server.port)).says("following the WAL")
     page.channel(topic, "joined")
     send(topic, "again")
